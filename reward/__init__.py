@@ -1,0 +1,1 @@
+"""Verifiers: completion -> verdict. Usable by itself; imports neither torch nor rlkd's upper layers."""
