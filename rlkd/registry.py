@@ -40,6 +40,9 @@ class Registry(Mapping[str, T], Generic[T]):
             known = ", ".join(sorted(self._items))
             raise RlkdError(f"unknown {self.kind} '{name}'{did_you_mean(name, self._items)}; known: {known}") from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._items))
 
