@@ -1,0 +1,143 @@
+"""Settings that are each fine and together make no sense. All are reported at once, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from rlkd.errors import RecipeError
+from rlkd.recipe.schema import Recipe, RlStage, ScratchModel, SftStage
+
+Check = Callable[[Recipe], Iterator[str]]
+
+
+def check_recipe(recipe: Recipe, *, where: str) -> None:
+    """Raises: RecipeError with one line per contradiction."""
+    faults = [fault for check in _CHECKS for fault in check(recipe)]
+    if faults:
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise RecipeError(f"{where} contradicts itself:\n{lines}")
+
+
+def needs_teacher(recipe: Recipe) -> bool:
+    """Whether the recipe's objective reads teacher scores."""
+    return recipe.objective.kind in ("kdrl", "distill")
+
+
+def has_rl(recipe: Recipe) -> bool:
+    """Whether any stage samples rollouts to train on."""
+    return any(isinstance(stage, RlStage) for stage in recipe.stages)
+
+
+def _teacher(recipe: Recipe) -> Iterator[str]:
+    if has_rl(recipe) and needs_teacher(recipe) and recipe.teacher is None:
+        yield f"objective.kind: '{recipe.objective.kind}' needs a teacher; write a `teacher:` section with its model"
+    for index, stage in enumerate(recipe.stages):
+        if isinstance(stage, SftStage) and stage.target == "teacher" and recipe.teacher is None:
+            yield f"stages.{index}.target: 'teacher', but the recipe has no `teacher:` section"
+    if recipe.teacher and recipe.teacher.engine == "vllm" and recipe.rollout.temperature != 1.0 and needs_teacher(recipe):
+        yield (
+            f"rollout.temperature: {recipe.rollout.temperature} with teacher.engine 'vllm', whose prompt log-probs "
+            "are always at temperature 1; write temperature: 1.0 or teacher.engine: transformers"
+        )
+
+
+def _vocabulary(recipe: Recipe) -> Iterator[str]:
+    policy, teacher = recipe.policy, recipe.teacher.model if recipe.teacher else None
+    if teacher is None or not needs_teacher(recipe):
+        return
+    if isinstance(policy, ScratchModel) and isinstance(teacher, ScratchModel) and policy.tokenizer != teacher.tokenizer:
+        yield "teacher.model.tokenizer: differs from policy.tokenizer; token-level distillation needs the same one"
+
+
+def _group(recipe: Recipe) -> Iterator[str]:
+    if not has_rl(recipe):
+        return
+    if recipe.rollout.group_size == 1 and recipe.advantage.kind == "group" and recipe.objective.kind != "distill":
+        yield (
+            "rollout.group_size: 1 with advantage.kind 'group' gives every rollout advantage 0; "
+            "write group_size: 2 or more, or advantage: {kind: reinforce}"
+        )
+    if recipe.learner.updates_per_step > recipe.rollout.prompts_per_step:
+        yield (
+            f"learner.updates_per_step: {recipe.learner.updates_per_step} exceeds rollout.prompts_per_step "
+            f"{recipe.rollout.prompts_per_step}; an update needs at least one whole group"
+        )
+
+
+def _sampling(recipe: Recipe) -> Iterator[str]:
+    rollout = recipe.rollout
+    if has_rl(recipe) and (rollout.top_p < 1.0 or rollout.top_k > 0):
+        yield (
+            f"rollout.top_p/top_k: {rollout.top_p}/{rollout.top_k}; truncated sampling makes the engine's "
+            "log-probs those of another distribution than the learner's; write top_p: 1.0 and top_k: 0"
+        )
+
+
+def _lengths(recipe: Recipe) -> Iterator[str]:
+    models = {"policy": recipe.policy, "teacher.model": recipe.teacher.model if recipe.teacher else None}
+    rollout = recipe.rollout
+    total = rollout.max_prompt_tokens + rollout.max_new_tokens
+    for name, model in models.items():
+        if isinstance(model, ScratchModel) and has_rl(recipe) and total > model.context_length:
+            yield (
+                f"rollout: max_prompt_tokens {rollout.max_prompt_tokens} + max_new_tokens {rollout.max_new_tokens} "
+                f"= {total} exceeds {name}.context_length {model.context_length}"
+            )
+        for index, stage in enumerate(recipe.stages):
+            aimed = isinstance(stage, SftStage) and name.startswith(stage.target)
+            if aimed and isinstance(model, ScratchModel) and stage.max_length > model.context_length:  # type: ignore[union-attr]
+                yield f"stages.{index}.max_length: exceeds {name}.context_length {model.context_length}"
+
+
+def _cluster(recipe: Recipe) -> Iterator[str]:
+    cluster = recipe.cluster
+    if cluster.schedule == "sync" and cluster.max_staleness:
+        yield f"cluster.max_staleness: {cluster.max_staleness} has no effect with schedule 'sync'; write schedule: async"
+    if cluster.schedule == "async" and cluster.placement == "colocated":
+        yield "cluster.placement: 'colocated' shares the device in turns, which schedule 'async' cannot; choose one"
+    if recipe.learner.offload_optimizer and recipe.learner.zero_stage == 0:
+        yield "learner.offload_optimizer: needs learner.zero_stage 1, 2 or 3; given 0"
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    names = [stage.name for stage in recipe.stages]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"stages: the name '{name}' is used {names.count(name)} times; give each stage a `name:` of its own"
+    for index, stage in enumerate(recipe.stages):
+        if not all(char.isalnum() or char in "._-" for char in stage.name):
+            yield f"stages.{index}.name: '{stage.name}' names a folder; use letters, digits, '.', '_' and '-'"
+
+
+def _evaluation(recipe: Recipe) -> Iterator[str]:
+    if recipe.eval.samples > 1 and recipe.eval.temperature == 0:
+        yield f"eval.samples: {recipe.eval.samples} greedy samples are all the same; write a temperature above 0"
+    if recipe.eval.every and recipe.data.eval is None:
+        yield f"eval.every: {recipe.eval.every}, but there is no data.eval"
+
+
+def _schedules(recipe: Recipe) -> Iterator[str]:
+    longest = max((s.steps * recipe.learner.updates_per_step for s in recipe.stages if isinstance(s, RlStage)), default=0)
+    if longest and recipe.optim.warmup_steps > longest:
+        yield f"optim.warmup_steps: {recipe.optim.warmup_steps} exceeds the stage's {longest} updates"
+    for index, stage in enumerate(recipe.stages):
+        if isinstance(stage, SftStage) and stage.optim.warmup_steps > stage.steps:
+            yield f"stages.{index}.optim.warmup_steps: {stage.optim.warmup_steps} exceeds the stage's {stage.steps} steps"
+
+
+def _placeholders(recipe: Recipe) -> Iterator[str]:
+    if "{question}" not in recipe.data.prompt:
+        yield f"data.prompt: {recipe.data.prompt!r} does not contain {{question}}"
+
+
+_CHECKS: tuple[Check, ...] = (
+    _teacher,
+    _vocabulary,
+    _group,
+    _sampling,
+    _lengths,
+    _cluster,
+    _stages,
+    _evaluation,
+    _schedules,
+    _placeholders,
+)

