@@ -1,0 +1,243 @@
+"""A supervised pool of verifier processes: hard limits per answer, from any thread, event loop or Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from reward.child import Child, ChildDiedError, ChildTimeoutError
+from reward.protocol import Example
+from reward.registry import Spec
+from reward.stats import PoolStats
+from reward.verdict import Verdict
+from rlkd.errors import VerifierError
+
+log = logging.getLogger("reward")
+
+MAX_CHUNK = 32  # answers per round trip; each still has its own clock
+STARVED = 0.5  # below this share of CPU time a timeout is the machine's fault, not the answer's
+
+
+@dataclass
+class _Job:
+    kind: str
+    completion: Any
+    example: Mapping[str, Any]
+    future: Future[Verdict] = field(default_factory=Future)
+    deaths: int = 0
+
+
+class VerifierPool:
+    """Judges completions in killable processes.
+
+    Every answer has ``time_limit_s`` of wall-clock time, counted from when its worker takes it up (never while it
+    queues), and ``memory_limit_mb`` of address space. A worker over its time is killed with its process group and
+    replaced by a warm spare. An answer that burnt its time scores 0 with reason ``timeout``; one whose worker
+    was starved of CPU, or died twice, is an abstention.
+
+    >>> with VerifierPool("exact", workers=1) as pool:
+    ...     [verdict.score for verdict in pool.verify_batch([("yes", {"answer": "Yes"}), ("no", {"answer": "Yes"})])]
+    [1.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        workers: int = 2,
+        time_limit_s: float = 8.0,
+        memory_limit_mb: int = 1024,
+        alarm_after: int = 256,
+    ) -> None:
+        if workers < 1 or time_limit_s <= 0 or memory_limit_mb < 128:
+            raise VerifierError(
+                f"pool: workers={workers}, time_limit_s={time_limit_s}, memory_limit_mb={memory_limit_mb}; "
+                "accepted: workers >= 1, time_limit_s > 0, memory_limit_mb >= 128"
+            )
+        self.spec, self.time_limit_s, self.memory_limit_mb = spec, time_limit_s, memory_limit_mb
+        self.stats = PoolStats(alarm_after=alarm_after)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._workers = workers
+        self._spare: Child | None = None
+        self._spare_lock = threading.Lock()
+        self._closed = False
+        started: Future[None] = Future()
+        # Children are started by the threads that use them: the kernel's death signal follows the starting thread.
+        self._threads = [
+            threading.Thread(target=self._serve, args=(started,), name=f"verifier-{index}", daemon=True)
+            for index in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+        try:
+            started.result()  # a wrong spec fails here, in the caller's face
+        except VerifierError:
+            self.close()
+            raise
+
+    # -- for callers
+
+    def verify_batch(self, items: Sequence[tuple[Any, Example]]) -> list[Verdict]:
+        """Judge (completion, example) pairs; one verdict for each, in order. Blocks; call it from any thread."""
+        return [job.result() for job in self._submit("completion", items)]
+
+    def check_golds(self, examples: Sequence[Example]) -> list[Verdict]:
+        """Ask of each row whether its gold can be used; anything but ``right`` should be dropped and counted."""
+        return [job.result() for job in self._submit("gold", [("", example) for example in examples])]
+
+    async def averify_batch(self, items: Sequence[tuple[Any, Example]]) -> list[Verdict]:
+        """As verify_batch, without blocking the event loop."""
+        return list(await asyncio.gather(*(asyncio.wrap_future(job) for job in self._submit("completion", items))))
+
+    async def averify(self, completion: Any, example: Example) -> Verdict:
+        return (await self.averify_batch([(completion, example)]))[0]
+
+    def close(self) -> None:
+        """Stop and reap every worker. Answers not yet taken up are abstained."""
+        if self._closed:
+            return
+        self._closed = True
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        with self._spare_lock:
+            if self._spare is not None:
+                self._spare.kill()
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return
+            if job is not None:
+                job.future.set_result(Verdict.abstain("error", "the pool was closed"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- threads, one for each worker
+
+    def _submit(self, kind: str, items: Sequence[tuple[Any, Example]]) -> list[Future[Verdict]]:
+        if self._closed:
+            raise VerifierError("the verifier pool is closed")
+        jobs = [_Job(kind, completion, example) for completion, example in items]
+        for job in jobs:
+            self._jobs.put(job)
+        return [job.future for job in jobs]
+
+    def _serve(self, started: Future[None]) -> None:
+        child = self._first_child(started)
+        try:
+            while (job := self._jobs.get()) is not None:
+                pending = deque([job, *self._more()])
+                while pending:
+                    try:
+                        if child is None:
+                            child = self._take_child()
+                        self._run(child, pending)
+                    except (ChildTimeoutError, ChildDiedError):
+                        if child is not None:
+                            child.kill()
+                        child = None
+                        self.stats.count_replacement()
+                    except Exception as error:  # whatever it is, callers must not wait for ever
+                        log.exception("verifier pool")
+                        self._finish(
+                            pending.popleft(), Verdict.abstain("error", f"{type(error).__name__}: {error}"), 0.0
+                        )
+        finally:
+            if child is not None:
+                child.kill()
+
+    def _first_child(self, started: Future[None]) -> Child | None:
+        """The child of a thread's start; what the first one meets is what the constructor raises."""
+        child, error = None, None
+        try:
+            child = self._take_child()
+        except Exception as fault:
+            error = VerifierError(str(fault))
+        with self._spare_lock:
+            if not started.done():
+                started.set_exception(error) if error else started.set_result(None)
+        return child
+
+    def _more(self) -> list[_Job]:
+        """A fair share of what is queued, so that one round trip serves several answers."""
+        jobs: list[_Job] = []
+        share = min(MAX_CHUNK, self._jobs.qsize() // self._workers)
+        while len(jobs) < share:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:  # the stop sign of a sibling
+                self._jobs.put(None)
+                break
+            jobs.append(job)
+        return jobs
+
+    def _take_child(self) -> Child:
+        with self._spare_lock:
+            child, self._spare = self._spare, None
+        if child is None:
+            child = Child(self.spec, self.memory_limit_mb)
+        with self._spare_lock:
+            if self._spare is None and not self._closed:
+                self._spare = Child(self.spec, self.memory_limit_mb)
+        try:
+            child.await_ready()
+        except VerifierError:
+            child.kill()
+            raise
+        return child
+
+    def _run(self, child: Child, pending: deque[_Job]) -> None:
+        """Judge all of ``pending`` in one round trip; on a fault the head is settled and the rest stays."""
+        child.send_jobs([(job.kind, job.completion, job.example) for job in pending])
+        while pending:
+            job, started, cpu = pending[0], time.monotonic(), child.cpu_s()
+            try:
+                verdict = Verdict.from_json(child.receive(self.time_limit_s))
+            except ChildTimeoutError:
+                pending.popleft()
+                self._finish(job, self._timed_out(child.cpu_s() - cpu, job), time.monotonic() - started)
+                raise
+            except ChildDiedError as error:
+                job.deaths += 1
+                if job.deaths > 1:
+                    pending.popleft()
+                    self._finish(job, Verdict.abstain("error", f"the worker died twice: {error}"), 0.0)
+                raise
+            pending.popleft()
+            self._finish(job, verdict, time.monotonic() - started)
+            if verdict.reason == "memory":  # its heap cannot be trusted any more
+                raise ChildDiedError("memory limit")
+
+    def _timed_out(self, cpu_s: float, job: _Job) -> Verdict:
+        text = f"no verdict within {self.time_limit_s:g} s ({cpu_s:.1f} s of CPU)"
+        if job.kind == "gold" or cpu_s < STARVED * self.time_limit_s:
+            return Verdict.abstain("timeout", text)
+        return Verdict.wrong(reason="timeout", detail=text)
+
+    def _finish(self, job: _Job, verdict: Verdict, seconds: float) -> None:
+        if job.kind == "completion":
+            alarm = self.stats.count(verdict, seconds)
+            if alarm:
+                log.warning("verifier %s: %s", self.spec, alarm)
+        with contextlib.suppress(Exception):  # the caller may have cancelled it
+            job.future.set_result(verdict)

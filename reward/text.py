@@ -1,0 +1,129 @@
+"""Reading a completion: Unicode folding, thinking tags, turn markers, boxes and answer tags. No judgement here."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_CHARS = 1_000_000  # what is longer is cut to its end: the answer stands there
+_INVISIBLE = dict.fromkeys([*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF, 0xAD])
+_THINK_NAMES = "think|thinking|thought|reasoning|scratchpad|reflection"
+_THINK = re.compile(rf"<\s*(/?)\s*(?:{_THINK_NAMES})\s*>", re.IGNORECASE)
+_STOP = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>|<｜end▁of▁sentence｜>")
+_ANSWER_TAG = re.compile(r"<\s*answer\s*>(.*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
+
+
+def visible(text: str) -> str:
+    """NFKC without zero-width and direction marks; blanks stay."""
+    return unicodedata.normalize("NFKC", text.translate(_INVISIBLE)).translate(_INVISIBLE)
+
+
+def fold(text: str, *, keep_case: bool = False) -> str:
+    """One spelling for texts a reader would call the same: blanks, case, outer quotes and a final dot."""
+    folded = " ".join(visible(text).split()).strip("\"'` ").rstrip(".").strip()
+    return folded if keep_case else folded.casefold()
+
+
+def after_thinking(text: str) -> str | None:
+    """What is said outside thinking blocks; None when thinking never ends.
+
+    A close without an open (the template had opened it) hides all before it. Nested opens need one close each,
+    as far as there are closes; what follows the last close always counts as said. A tag inside prose
+    ("the token <think> appears") is a word.
+    """
+    text = text[-MAX_CHARS:]
+    tags = [tag for tag in _THINK.finditer(text) if tag[1] or not _is_prose(text, tag)]
+    if not tags:
+        return text
+    last_close = max((tag.end() for tag in tags if tag[1]), default=0)
+    opened_after = next((tag.start() for tag in tags if tag.start() >= last_close and not tag[1]), None)
+    if opened_after is None:
+        return _last_said(text, tags)
+    said = text[last_close:opened_after]
+    return said if said.strip() else None
+
+
+def _last_said(text: str, tags: list[re.Match[str]]) -> str:
+    """The text after the last close, or, when that is empty, the text said before the block it closes."""
+    tail = text[tags[-1].end() :]
+    if tail.strip():
+        return tail
+    depth_start = next((tag.start() for tag in reversed(tags) if not tag[1]), 0)
+    previous_close = max((tag.end() for tag in tags if tag[1] and tag.end() <= depth_start), default=0)
+    return text[previous_close:depth_start] if depth_start else ""
+
+
+def _is_prose(text: str, tag: re.Match[str]) -> bool:
+    before, after = text[: tag.start()][-2:], text[tag.end() :][:2]
+    return (bool(re.fullmatch(r"[\w,][ ]", before)) and bool(re.match(r"[ ][a-z]", after))) or before[-1:] in ("`", '"')
+
+
+def until_stop(text: str) -> str:
+    """Cut at the first stop token: what a sampler lets run on after it is not the answer."""
+    stop = _STOP.search(text)
+    return text[: stop.start()] if stop else text
+
+
+def answer_text(completion: str) -> str:
+    """The committed answer of a short text: last answer tag, else last box, else all that is said."""
+    said = after_thinking(until_stop(completion or ""))
+    if said is None:
+        return ""
+    tags = _ANSWER_TAG.findall(said)
+    if tags:
+        said = tags[-1]
+    box = last_box(said)
+    return box if box is not None else said
+
+
+def boxes(text: str) -> list[tuple[int, int, str | None]]:
+    r"""Every ``\boxed{...}``, ``\fbox{...}``, ``\framebox{...}`` or ``\boxed x``: start, end and content (None = broken)."""
+    found: list[tuple[int, int, str | None]] = []
+    position = 0
+    for match in _BOX.finditer(text):
+        if match.start() < position:
+            continue  # inside the one before
+        start, end, content = _box_at(text, match)
+        if content is not None or text[match.end() : match.end() + 1] == "{":
+            found.append((start, end, content))
+            position = end
+    return found
+
+
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
+
+
+def _box_at(text: str, match: re.Match[str]) -> tuple[int, int, str | None]:
+    start, here = match.start(), match.end()
+    if text[here : here + 1] != "{":
+        bare = re.compile(r"[-+]?\d[\d.,]*\d|[-+]?\w").match(text, here)
+        blank = here > match.start() and text[here - 1].isspace()
+        return (
+            (start, bare.end(), bare[0]) if bare and blank and text[here : here + 1].isdigit() else (start, here, None)
+        )
+    end = closing_brace(text, here)
+    return (start, end, text[here + 1 : end - 1]) if end else (start, len(text), None)
+
+
+def closing_brace(text: str, start: int) -> int | None:
+    """The index just after the brace that closes ``text[start]``, or None."""
+    depth, here = 0, start
+    while here < len(text):
+        letter = text[here]
+        if letter == "\\":
+            here += 2
+            continue
+        if letter == "{":
+            depth += 1
+        elif letter == "}":
+            depth -= 1
+            if depth == 0:
+                return here + 1
+        here += 1
+    return None
+
+
+def last_box(text: str) -> str | None:
+    """The content of the last box, or None when there is none or it is broken."""
+    found = boxes(text)
+    return found[-1][2] if found else None

@@ -1,0 +1,92 @@
+"""The child process of a VerifierPool: ``python -m reward.worker``. Reads jobs from stdin, writes verdicts to stdout.
+
+Parent to child: pickle frames (trusted). Child to parent: JSON frames, one for each answer as soon as it is judged,
+so that the parent's clock runs per answer although several travel together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Mapping
+from typing import IO, Any
+
+from reward.protocol import Verifier
+from reward.registry import load
+from reward.verdict import Verdict
+
+HEADER = struct.Struct(">I")
+PR_SET_PDEATHSIG = 1
+
+
+def write_frame(stream: IO[bytes], payload: bytes) -> None:
+    stream.write(HEADER.pack(len(payload)) + payload)
+    stream.flush()
+
+
+def read_frame(stream: IO[bytes]) -> bytes | None:
+    """The next frame, or None when the other side is gone."""
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    (size,) = HEADER.unpack(header)
+    payload = stream.read(size)
+    return payload if len(payload) == size else None
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process with the thread that started it, however busy it is then."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux: the closed pipe ends an idle worker
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent and os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def limit_memory(megabytes: int) -> None:
+    size = megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def judge(verifier: Verifier, kind: str, completion: Any, example: Mapping[str, Any]) -> Verdict:
+    """One answer, with every fault of the verifier turned into a verdict that says so."""
+    try:
+        return verifier.check_gold(example) if kind == "gold" else verifier.verify(completion, example)
+    except MemoryError:
+        return Verdict.wrong(reason="memory", detail="over the memory limit")
+    except RecursionError:
+        return Verdict.wrong(reason="unparsed", detail="nested too deeply")
+    except Exception as error:
+        return Verdict.abstain("error", f"{type(error).__name__}: {error}"[:500])
+
+
+def main() -> None:
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a print in a verifier must not end up among the frames
+    first = read_frame(source)
+    if first is None:
+        return
+    start = pickle.loads(first)
+    die_with_parent(start["parent"])
+    limit_memory(start["memory_limit_mb"])
+    try:
+        verifier = load(start["spec"])
+    except Exception as error:
+        write_frame(sink, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
+        return
+    write_frame(sink, json.dumps({"ready": verifier.name}).encode())
+    while (frame := read_frame(source)) is not None:
+        for kind, completion, example in pickle.loads(frame):
+            verdict = judge(verifier, kind, completion, example)
+            write_frame(sink, json.dumps(verdict.to_json()).encode())
+
+
+if __name__ == "__main__":
+    main()
