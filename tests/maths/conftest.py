@@ -1,0 +1,20 @@
+"""Every shape and dtype annotation of the maths layer is checked while its tests run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook(
+    ["rlkd.tensors", "rlkd.divergences", "rlkd.advantages", "rlkd.objectives"], "maths_checker.checker"
+)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As in production: annotations are not checked, so that bad input meets the functions' own refusals."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
