@@ -34,7 +34,12 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, SftStage) and stage.target == "teacher" and recipe.teacher is None:
             yield f"stages.{index}.target: 'teacher', but the recipe has no `teacher:` section"
-    if recipe.teacher and recipe.teacher.engine == "vllm" and recipe.rollout.temperature != 1.0 and needs_teacher(recipe):
+    if (
+        recipe.teacher
+        and recipe.teacher.engine == "vllm"
+        and recipe.rollout.temperature != 1.0
+        and needs_teacher(recipe)
+    ):
         yield (
             f"rollout.temperature: {recipe.rollout.temperature} with teacher.engine 'vllm', whose prompt log-probs "
             "are always at temperature 1; write temperature: 1.0 or teacher.engine: transformers"
@@ -116,7 +121,9 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
 
 
 def _schedules(recipe: Recipe) -> Iterator[str]:
-    longest = max((s.steps * recipe.learner.updates_per_step for s in recipe.stages if isinstance(s, RlStage)), default=0)
+    longest = max(
+        (s.steps * recipe.learner.updates_per_step for s in recipe.stages if isinstance(s, RlStage)), default=0
+    )
     if longest and recipe.optim.warmup_steps > longest:
         yield f"optim.warmup_steps: {recipe.optim.warmup_steps} exceeds the stage's {longest} updates"
     for index, stage in enumerate(recipe.stages):

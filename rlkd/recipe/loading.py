@@ -73,7 +73,7 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
         raise RecipeError(f"there is no recipe file '{path}'{did_you_mean(str(path), here)}")
     try:
         with path.open(encoding="utf-8") as stream:
-            raw = yaml.load(stream, _StrictLoader)  # noqa: S506 - a SafeLoader subclass
+            raw = yaml.load(stream, _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not readable YAML: {error}") from None
     if not isinstance(raw, dict):
@@ -106,7 +106,7 @@ def apply_override(raw: dict[str, Any], item: str) -> None:
 
 def _override_value(text: str, item: str) -> Any:
     try:
-        value = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader subclass
+        value = yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"override '{item}': the value is not YAML: {error}") from None
     return _numbers(value)
@@ -185,9 +185,9 @@ def _dotted(raw: Any, error: Mapping[str, Any]) -> str:
     node, loc = raw, error["loc"]
     for position, part in enumerate(loc):
         last = position == len(loc) - 1
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+        if (isinstance(node, dict) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        ):
             node = node[part]
         elif not (last and error["type"] == "missing"):
             continue

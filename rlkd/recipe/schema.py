@@ -247,7 +247,9 @@ class ClusterSpec(Section):
     learner_workers: Positive | None = Field(default=None, description="default: the launcher's processes, else 1")
     placement: Literal["separate", "colocated"] = "separate"
     schedule: Literal["sync", "async"] = "sync"
-    max_staleness: NonNegative = Field(default=0, description="async: updates that may lie between sampling and training")
+    max_staleness: NonNegative = Field(
+        default=0, description="async: updates that may lie between sampling and training"
+    )
     start_deadline_s: Annotated[float, Field(gt=0)] = 600.0
     step_deadline_s: Annotated[float, Field(gt=0)] = 3600.0
 

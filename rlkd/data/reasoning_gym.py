@@ -1,0 +1,61 @@
+"""Problems and worked solutions from the package reasoning-gym."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rlkd.errors import RecipeError, did_you_mean
+from rlkd.recipe.schema import ReasoningGymData
+from rlkd.records import Example
+
+_TERM = re.compile(r"([+-]?)\s*(\d+)")
+
+
+def load_reasoning_gym(spec: ReasoningGymData, *, where: str) -> list[Example]:
+    """Generate ``spec.size`` problems. Equal seeds give equal problems (the package is pinned).
+
+    Raises: RecipeError for an unknown task or a setting that the task does not have.
+    """
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if spec.task not in DATASETS:
+        raise RecipeError(f"{where}.task: '{spec.task}' is no reasoning-gym task{did_you_mean(spec.task, DATASETS)}")
+    try:
+        dataset = reasoning_gym.create_dataset(spec.task, size=spec.size, seed=spec.seed, **spec.config)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise RecipeError(f"{where}.config: task '{spec.task}' does not accept it: {error}") from None
+    return [_example(spec, index, dataset[index]) for index in range(spec.size)]
+
+
+def _example(spec: ReasoningGymData, index: int, entry: Mapping[str, Any]) -> Example:
+    return Example(
+        id=f"{spec.task}-{spec.seed}-{index}",
+        question=str(entry["question"]),
+        answer=entry["answer"],
+        solution=worked_solution(spec.task, entry),
+        fields={"entry": dict(entry), "expression": entry["metadata"].get("expression", "")},
+    )
+
+
+def worked_solution(task: str, entry: Mapping[str, Any]) -> str | None:
+    r"""A step-by-step solution ending in ``\boxed{}``, where the task's metadata allows one; else None."""
+    if task == "chain_sum":
+        return _running_sum(str(entry["metadata"]["expression"]))
+    if task == "gsm_symbolic":
+        steps = str(entry["metadata"]["answer_cot"]).rsplit("####", 1)[0].strip()
+        return f"{steps}\n\\boxed{{{entry['answer']}}}"
+    return None
+
+
+def _running_sum(expression: str) -> str:
+    """``42 - 25 - 73`` -> ``42-25=17, 17-73=-56, \\boxed{-56}``."""
+    terms = [(sign or "+", int(digits)) for sign, digits in _TERM.findall(expression)]
+    total, steps = terms[0][1] if terms[0][0] == "+" else -terms[0][1], []
+    for sign, number in terms[1:]:
+        following = total + number if sign == "+" else total - number
+        steps.append(f"{total}{sign}{number}={following}")
+        total = following
+    return ", ".join([*steps, f"\\boxed{{{total}}}"])

@@ -1,0 +1,130 @@
+"""Rows of a recipe's data sources as ``Example`` records; what cannot be used is excluded by reason and counted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlkd.data.reasoning_gym import load_reasoning_gym
+from rlkd.errors import RecipeError, did_you_mean
+from rlkd.recipe.schema import FieldMap, FieldRule, FileData, HubData, ReasoningGymData
+from rlkd.records import Example
+
+Source = ReasoningGymData | FileData | HubData
+_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+_LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+@dataclass
+class Loaded:
+    """Examples in file order, and why rows were left out."""
+
+    examples: list[Example] = field(default_factory=list)
+    excluded: Counter[str] = field(default_factory=Counter)
+
+
+def load_sources(sources: Sequence[Source], *, where: str, root: Path) -> Loaded:
+    """Load and join all sources.
+
+    Args:
+        sources: the recipe's list.
+        where: its dotted path, for errors.
+        root: folder that relative file paths start at.
+
+    Raises: RecipeError for files, columns or settings that do not exist, or when no usable row remains.
+    """
+    loaded = Loaded()
+    for index, source in enumerate(sources):
+        here = f"{where}.{index}" if len(sources) > 1 else where
+        if isinstance(source, ReasoningGymData):
+            loaded.examples += load_reasoning_gym(source, where=here)
+        else:
+            _add_rows(source, _rows(source, here, root), loaded, here)
+    seen: set[str] = set()
+    for example in loaded.examples:
+        if example.id in seen:
+            raise RecipeError(f"{where}: the id '{example.id}' occurs twice (the same file listed twice?)")
+        seen.add(example.id)
+    if not loaded.examples:
+        raise RecipeError(f"{where}: no usable row; excluded: {dict(loaded.excluded)}")
+    return loaded
+
+
+def _rows(source: FileData | HubData, where: str, root: Path) -> Any:
+    import datasets
+
+    if isinstance(source, HubData):
+        try:
+            rows = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+        except Exception as error:
+            raise RecipeError(f"{where}.path: hub dataset '{source.path}' cannot be read: {error}") from error
+    else:
+        path = Path(source.path).expanduser()
+        path = path if path.is_absolute() else root / path
+        if not path.is_file():
+            near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
+            raise RecipeError(f"{where}.path: there is no file {path}{near}; relative paths start at data.dir")
+        if path.suffix not in _LOADERS:
+            raise RecipeError(f"{where}.path: '{path.suffix}' is not read; accepted: {', '.join(sorted(_LOADERS))}")
+        try:
+            rows = datasets.load_dataset(_LOADERS[path.suffix], data_files=str(path), split="train")
+        except Exception as error:
+            raise RecipeError(f"{where}.path: {path} cannot be read: {error}") from error
+    return rows.select(range(min(source.start, len(rows)), min(source.stop or len(rows), len(rows))))
+
+
+def _add_rows(source: FileData | HubData, rows: Any, loaded: Loaded, where: str) -> None:
+    _check_columns(source.fields, rows.column_names, where)
+    stem = Path(source.path).stem
+    for index, row in enumerate(rows):
+        example, reason = _example(source.fields, row, f"{stem}-{source.start + index}")
+        if example is None:
+            loaded.excluded[reason] += 1
+        else:
+            loaded.examples.append(example)
+
+
+def _check_columns(fields: FieldMap, columns: Iterable[str], where: str) -> None:
+    known = list(columns)
+    for name in ("question", "answer", "solution"):
+        rule: FieldRule | None = getattr(fields, name)
+        for column in _PLACEHOLDER.findall(rule.template) if rule else []:
+            if column not in known:
+                raise RecipeError(
+                    f"{where}.fields.{name}: the data has no column '{column}'{did_you_mean(column, known)}; "
+                    f"columns: {', '.join(known)}"
+                )
+    if fields.options and fields.options not in known:
+        raise RecipeError(f"{where}.fields.options: the data has no column '{fields.options}'; columns: {known}")
+
+
+def _example(fields: FieldMap, row: Mapping[str, Any], row_id: str) -> tuple[Example | None, str]:
+    question = _apply(fields.question, row)
+    answer = _apply(fields.answer, row)
+    solution = _apply(fields.solution, row) if fields.solution else None
+    if not question:
+        return None, "empty question"
+    if not answer:
+        return None, "empty answer"
+    if fields.solution and not solution:
+        return None, "empty solution"
+    options = {"options": row[fields.options]} if fields.options else {}
+    return Example(id=row_id, question=question, answer=answer, solution=solution, fields=options), ""
+
+
+def _apply(rule: FieldRule, row: Mapping[str, Any]) -> str | None:
+    """Fill the template; None when a column is null or the pattern does not match."""
+    columns = _PLACEHOLDER.findall(rule.template)
+    if any(row.get(column) is None for column in columns):
+        return None
+    text = rule.template
+    for column in columns:
+        text = text.replace(f"{{{column}}}", str(row[column]))
+    if rule.pattern is None:
+        return text.strip()
+    found = re.search(rule.pattern, text, re.DOTALL)
+    return (found.group(1) if found.groups() else found.group(0)).strip() if found else None

@@ -1,0 +1,1 @@
+"""Packed forward passes, the loss and the sharded optimizer."""

@@ -1,0 +1,97 @@
+"""DeepSpeed: sharding, mixed precision, clipping and the optimizer. The only file that imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkd.learner.policy import PackedPolicy
+from rlkd.recipe.schema import LearnerSpec, OptimSpec
+
+
+class DeepSpeedEngine:
+    """One rank of the sharded model and its optimizer.
+
+    Losses are scaled by the caller's global denominators; gradients are summed over ranks (DeepSpeed averages, so the
+    loss is multiplied by the number of ranks here).
+    """
+
+    def __init__(self, policy: PackedPolicy, *, learner: LearnerSpec, optim: OptimSpec, world_size: int) -> None:
+        import deepspeed
+
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        config = _config(learner, optim, world_size)
+        # DeepSpeed's own CPU Adam is compiled at run time; it is worth that only where it keeps GPU memory free.
+        optimizer = None if learner.offload_optimizer else torch.optim.AdamW(trained, **_adamw(optim))
+        self.engine, *_ = deepspeed.initialize(
+            model=policy, model_parameters=trained, optimizer=optimizer, config=config, dist_init_required=False
+        )
+        self.world_size = world_size
+        self.zero_stage = learner.zero_stage or 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.engine.device)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate one micro-batch; ``last`` marks the update's final one."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * self.world_size)
+        if not last:
+            self.engine.step()  # bookkeeping only, before the boundary
+
+    def step(self, lr: float) -> float:
+        """One optimizer update. Returns: the global gradient norm before clipping."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    @contextmanager
+    def gathered(self) -> Iterator[dict[str, Tensor]]:
+        """Whole weights by transformers' names; under ZeRO-3 they are gathered for the block's duration."""
+        import deepspeed
+
+        model = self.engine.module.model
+        parameters = list(model.parameters()) if self.zero_stage == 3 else []
+        with deepspeed.zero.GatheredParameters(parameters, enabled=bool(parameters)):
+            yield dict(model.state_dict())
+
+    def save(self, folder: Path) -> None:
+        """Weights, master weights and optimizer moments of this rank."""
+        self.engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=False)
+
+    def load(self, folder: Path) -> None:
+        """Undo ``save``; the number of ranks and the ZeRO stage must be the same."""
+        found, _ = self.engine.load_checkpoint(str(folder), tag="state")
+        if found is None:
+            raise FileNotFoundError(f"DeepSpeed found no checkpoint in {folder}")
+
+
+def _adamw(optim: OptimSpec) -> dict[str, Any]:
+    return {"lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay}
+
+
+def _config(learner: LearnerSpec, optim: OptimSpec, world_size: int) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": learner.zero_stage or 0}
+    config: dict[str, Any] = {
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": learner.precision == "bf16"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if learner.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        config["optimizer"] = {"type": "AdamW", "params": _adamw(optim)}
+    return config

@@ -1,0 +1,239 @@
+"""One learner rank: rows in, gradients, one or more optimizer updates, statistics out. Knows no recipe stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkd.errors import NumericsError
+from rlkd.learner.deepspeed_engine import DeepSpeedEngine
+from rlkd.learner.loss import Denominators, Signals, build_loss
+from rlkd.learner.packing import MicroBatch, pack, plan_micro_batches, score_rows
+from rlkd.learner.policy import PackedPolicy, load_causal_lm
+from rlkd.learner.schedule import learning_rate
+from rlkd.learner.weights import checksum, published
+from rlkd.recipe import Recipe
+from rlkd.records import TrainRow
+
+Counts = dict[str, tuple[float, float]]  # name -> (sum, count)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer update's share of one rank, and the denominators of all ranks together."""
+
+    rows: tuple[TrainRow, ...]
+    denominators: Denominators
+    micro_batches: int  # the same on every rank: ranks with fewer pad with empty passes
+
+
+class Learner:
+    """The policy under DeepSpeed, on one rank."""
+
+    def __init__(self, recipe: Recipe, folder: Path, *, rank: int, world_size: int, total_updates: int) -> None:
+        self.recipe = recipe
+        self.rank = rank
+        self.total_updates = total_updates
+        self.updates = 0
+        self.loss = build_loss(recipe.objective)
+        precision = recipe.learner.precision or "fp32"
+        model = load_causal_lm(folder, dtype=DTYPES[precision])
+        self.tied = bool(model.config.tie_word_embeddings)
+        model = _with_lora(recipe, model)
+        if recipe.learner.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        policy = PackedPolicy(model, temperature=recipe.rollout.temperature)
+        self.engine = DeepSpeedEngine(policy, learner=recipe.learner, optim=recipe.optim, world_size=world_size)
+        self.policy: Any = self.engine.engine
+        self.reference = self._load_reference(folder, DTYPES[precision])
+
+    # ------------------------------------------------------------ scoring
+
+    def score(self, rows: Sequence[TrainRow], *, reference: bool = False) -> list[list[float]]:
+        """Log-probabilities of every row's completion, in the order of ``rows``."""
+        self.policy.eval()
+        return score_rows(
+            lambda batch: self._forward(batch, reference=reference),
+            rows,
+            token_budget=self.recipe.learner.tokens_per_micro_batch,
+            device=self.engine.device,
+        )
+
+    def _forward(self, batch: MicroBatch, *, reference: bool = False, with_entropy: bool = False) -> Any:
+        if not reference:
+            return self.policy(batch, with_entropy=with_entropy)
+        if self.reference is not None:
+            return self.reference(batch)
+        with self.policy.module.model.disable_adapter():  # LoRA: the frozen base is the reference
+            return self.policy(batch)
+
+    # ------------------------------------------------------------ training
+
+    def train_step(self, updates: Sequence[Update], *, step: int) -> Counts:
+        """Run the step's updates. Returns: statistics as (sum, count) pairs of this rank.
+
+        Raises: NumericsError when a loss or gradient norm is not finite; nothing has been written then.
+        """
+        everything = [row for update in updates for row in update.rows]
+        keep = len(updates) > 1
+        proximal = dict(zip(map(id, everything), self.score(everything), strict=True)) if keep else {}
+        counts: Counts = {}
+        for index, update in enumerate(updates):
+            self._update(update, step=step, proximal=proximal, counts=counts, first=index == 0)
+        return counts
+
+    def _update(
+        self, update: Update, *, step: int, proximal: Mapping[int, list[float]], counts: Counts, first: bool
+    ) -> None:
+        self.policy.train()
+        batches: list[MicroBatch | None] = [*self._batches(update.rows)]
+        batches += [None] * (update.micro_batches - len(batches))
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            loss = self._padding_loss() if batch is None else self._loss(batch, update, step, proximal, counts, first)
+            if not torch.isfinite(loss):
+                raise NumericsError(f"rank {self.rank}, step {step}: the loss is {float(loss)}; nothing was updated")
+            self.engine.backward(loss, last=last)
+        lr = learning_rate(self.recipe.optim, self.updates, self.total_updates)
+        norm = self.engine.step(lr)
+        if not norm < float("inf"):
+            raise NumericsError(f"rank {self.rank}, step {step}: the gradient norm is {norm}")
+        self.updates += 1
+        if self.rank == 0:
+            _add(counts, "grad_norm", norm, 1)
+            _add(counts, "lr", lr, 1)
+
+    def _loss(
+        self,
+        batch: MicroBatch,
+        update: Update,
+        step: int,
+        proximal: Mapping[int, list[float]],
+        counts: Counts,
+        first: bool,
+    ) -> Tensor:
+        output = self.policy(batch, with_entropy=True)
+        signals = self._signals(batch, batch.scatter(output.logprobs), proximal)
+        loss, stats = self.loss(signals, update.denominators, step)
+        _add(counts, "loss", float(loss.detach()), 0)
+        for name, (total, count) in stats.items():
+            _add(counts, name, float(total), float(count))
+        mask = signals.response_mask
+        if output.entropy is not None:
+            entropy = batch.scatter(output.entropy)
+            _add(counts, "entropy", float(entropy[mask].sum()), float(mask.sum()))
+        if first:
+            _add_gap(counts, signals)
+        return loss
+
+    def _signals(self, batch: MicroBatch, policy_logprobs: Tensor, proximal: Mapping[int, list[float]]) -> Signals:
+        def grid(values: Sequence[Sequence[float] | None]) -> Tensor:
+            flat = [value for row in values for value in (row or ())]
+            return batch.scatter(torch.tensor(flat, dtype=torch.float32, device=policy_logprobs.device))
+
+        rows = batch.rows
+        real = batch.scatter(torch.ones_like(batch.targets)).bool()
+        trained = torch.tensor([row.trained for row in rows], device=real.device)
+        teacher = grid([row.teacher_logprobs for row in rows]) if rows[0].teacher_logprobs is not None else None
+        reference = None
+        if getattr(self.recipe.objective, "kl_coef", 0.0):
+            with torch.no_grad():
+                reference = batch.scatter(self._forward(batch, reference=True).logprobs)
+        before = grid([proximal[id(row)] for row in rows]) if proximal else policy_logprobs.detach()
+        advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=real.device)
+        return Signals(
+            policy_logprobs=policy_logprobs,
+            proximal_logprobs=before,
+            rollout_logprobs=grid([row.rollout_logprobs for row in rows]),
+            advantages=advantages[:, None].expand_as(policy_logprobs),
+            response_mask=real & trained[:, None],
+            distill_rows=torch.tensor([row.distilled for row in rows], device=real.device),
+            teacher_logprobs=teacher,
+            reference_logprobs=reference,
+        )
+
+    def _padding_loss(self) -> Tensor:
+        """A pass that contributes nothing, so that every rank joins every collective."""
+        row = TrainRow(group=0, prompt_ids=(0,), completion_ids=(0,), rollout_logprobs=(0.0,), advantage=0.0)
+        batch = pack([[row]], device=self.engine.device)
+        return torch.as_tensor(self.policy(batch).logprobs.sum() * 0.0)
+
+    def _batches(self, rows: Sequence[TrainRow]) -> Iterator[MicroBatch]:
+        for groups in plan_micro_batches(rows, token_budget=self.recipe.learner.tokens_per_micro_batch):
+            yield pack(groups, device=self.engine.device)
+
+    # ------------------------------------------------------------ weights and checkpoints
+
+    def export_weights(self) -> tuple[list[tuple[str, Tensor]], int] | None:
+        """Weights by transformers' names, on the CPU, with their checksum; None on every rank but 0."""
+        with self.engine.gathered() as state:
+            if self.rank:
+                return None
+            named = list(published(self.policy.module.model, state, tied=self.tied))
+        return named, checksum(named)
+
+    def save(self, folder: Path) -> None:
+        """This rank's training state."""
+        self.engine.save(folder)
+
+    def load(self, folder: Path, *, updates: int) -> None:
+        """Continue from ``save``; ``updates`` places the learning-rate schedule."""
+        self.engine.load(folder)
+        self.updates = updates
+
+    def save_policy(self, folder: Path) -> None:
+        """Rank 0 writes the whole model in transformers' format; LoRA is merged."""
+        with self.engine.gathered() as state:
+            if self.rank:
+                return
+            model = self.policy.module.model
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            weights = dict(published(model, state, tied=False))
+            base.save_pretrained(folder, state_dict=weights)
+
+    def _load_reference(self, folder: Path, dtype: torch.dtype) -> PackedPolicy | None:
+        if not getattr(self.recipe.objective, "kl_coef", 0.0) or self.recipe.learner.lora:
+            return None
+        model = load_causal_lm(folder, dtype=dtype).to(self.engine.device).eval().requires_grad_(False)
+        return PackedPolicy(model, temperature=self.recipe.rollout.temperature)
+
+
+def _with_lora(recipe: Recipe, model: Any) -> Any:
+    lora = recipe.learner.lora
+    if lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def _add(counts: Counts, name: str, total: float, count: float) -> None:
+    before = counts.get(name, (0.0, 0.0))
+    counts[name] = (before[0] + total, before[1] + count)
+
+
+def _add_gap(counts: Counts, signals: Signals) -> None:
+    """Rollout engine against learner on the same tokens: mean and maximum of |difference|, and KL(rollout || policy)."""
+    mask = signals.response_mask
+    if not bool(mask.any()):
+        return
+    log_ratio = (signals.policy_logprobs.detach() - signals.rollout_logprobs)[mask].double()
+    count = float(mask.sum())
+    _add(counts, "rollout_policy_logprob_gap/mean", float(log_ratio.abs().sum()), count)
+    _add(counts, "rollout_policy_logprob_gap/kl", float((log_ratio.exp() - 1 - log_ratio).sum()), count)
+    peak = "rollout_policy_logprob_gap/max"
+    counts[peak] = (max(counts.get(peak, (0.0, 1.0))[0], float(log_ratio.abs().max())), 1.0)

