@@ -1,0 +1,1 @@
+"""From raw rows to training examples: cards, checks, pairs and curation."""

@@ -1,0 +1,221 @@
+"""Running steps part by part: constant memory, atomic files, resume after a crash, one report a step.
+
+out/00-read/part-00000.jsonl       rows that go on
+            removed-00000.jsonl    what was taken out, why, and the evidence
+            done-00000.json        counts; written last, so a part without it is done again
+            report.json            counts of the whole step
+out/01-exact_dedup/...
+out/report.json                    every step, in order
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rlkd.data.cards import DataCard
+from rlkd.data.curate.step import Decision, Step
+from rlkd.data.rows import BadRow, Row, good_rows, read_rows, write_json, write_rows
+from rlkd.errors import DataCardError
+
+PART_ROWS = 10_000
+TEXT_EVIDENCE_CHARS = 2_000
+
+
+@dataclass
+class StepReport:
+    """Counts of one step. ``seconds`` covers the parts done in this process, ``reused_parts`` were found done."""
+
+    name: str
+    settings: dict[str, Any]
+    rows_in: int = 0
+    rows_out: int = 0
+    traces_in: int = 0
+    traces_out: int = 0
+    removed: Counter[str] = field(default_factory=Counter)
+    parts: int = 0
+    reused_parts: int = 0
+    seconds: float = 0.0
+
+    def add(self, counts: Mapping[str, Any]) -> None:
+        for key in ("rows_in", "rows_out", "traces_in", "traces_out"):
+            setattr(self, key, getattr(self, key) + counts[key])
+        self.removed.update(counts["removed"])
+        self.parts += 1
+
+    def line(self) -> str:
+        """The report in one line."""
+        removed = ", ".join(f"{reason} {count}" for reason, count in self.removed.most_common())
+        traces = f", traces {self.traces_in} -> {self.traces_out}" if self.traces_in else ""
+        return f"{self.name}: rows {self.rows_in} -> {self.rows_out}{traces}" + (f" ({removed})" if removed else "")
+
+
+def curate(
+    source: str | Path | Iterable[Row],
+    steps: Sequence[Step],
+    out: str | Path,
+    *,
+    card: DataCard | None = None,
+    part_rows: int = PART_ROWS,
+) -> list[StepReport]:
+    """Read rows, run the steps over them in order, and write what is kept, what is removed and a report.
+
+    Args:
+        source: a file of rows, or rows (they must come in the same order after a crash).
+        steps: run one after another, each over all parts; a step's memory is freed before the next.
+        out: folder of the results. Called again with the same source and steps, it goes on where it stopped.
+        card: turns raw rows into examples; rows that cannot be read so are set aside with the reason.
+
+    Returns: one report a step, the reading first.
+    Raises: DataCardError when ``out`` holds the results of another source or of other settings.
+    """
+    out = Path(out)
+    chain = _digest(_identity(source), part_rows, card.model_dump(mode="json") if card else None)
+    folder = out / "00-read"
+    reports = [_run_read(source, card, folder, chain, part_rows)]
+    for number, step in enumerate(steps, start=1):
+        name = step.kind or type(step).__name__
+        chain = _digest(chain, name, step.settings())
+        target = out / f"{number:02d}-{name}"
+        reports.append(_run_step(step, name, folder, target, chain))
+        folder = target
+    write_json(out / "report.json", {"result": folder.name, "steps": [asdict(report) for report in reports]})
+    return reports
+
+
+def curated_rows(out: str | Path) -> Iterator[Row]:
+    """The rows that passed every step of a finished run."""
+    out = Path(out)
+    if not (out / "report.json").is_file():
+        raise DataCardError(f"{out} holds no finished curation: no report.json")
+    folder = out / json.loads((out / "report.json").read_text("utf-8"))["result"]
+    for part in sorted(folder.glob("part-*.jsonl")):
+        yield from good_rows(part)
+
+
+def _run_read(
+    source: str | Path | Iterable[Row], card: DataCard | None, folder: Path, chain: str, part_rows: int
+) -> StepReport:
+    report = _open_folder(folder, "read", {"card": card.name if card else None, "part_rows": part_rows}, chain)
+    started = time.monotonic()
+    numbered = read_rows(source) if isinstance(source, (str, Path)) else enumerate(source, start=1)
+    for part, chunk in enumerate(_chunks(numbered, part_rows)):
+        if (done := _done_counts(folder, part)) is None:
+            decisions = [_read_row(number, row, card) for number, row in chunk]
+            blank: list[Row] = [{"id": str(number)} for number, _ in chunk]
+            done = _write_part(folder, part, blank, decisions)
+        else:
+            report.reused_parts += 1
+        report.add(done)
+    return _close_report(report, folder, started)
+
+
+def _read_row(number: int, row: Row | BadRow, card: DataCard | None) -> Decision:
+    if isinstance(row, BadRow):
+        return Decision.drop(row.reason, row=number, excerpt=row.excerpt)
+    try:
+        example = card.example(row) if card is not None else dict(row)
+    except DataCardError as error:
+        return Decision.drop("not readable by the card", row=number, error=str(error))
+    return Decision({"id": str(number), **example, "row": number})
+
+
+def _run_step(step: Step, name: str, source: Path, folder: Path, chain: str) -> StepReport:
+    report = _open_folder(folder, name, step.settings(), chain)
+    started = time.monotonic()
+    for part, path in enumerate(sorted(source.glob("part-*.jsonl"))):
+        if (done := _done_counts(folder, part)) is None:
+            rows = list(good_rows(path))
+            decisions = step.decide(rows)
+            if len(decisions) != len(rows):
+                raise DataCardError(f"step '{name}' made {len(decisions)} decisions for {len(rows)} rows")
+            done = _write_part(folder, part, rows, decisions)
+        else:
+            step.remember(list(good_rows(folder / f"part-{part:05d}.jsonl")))
+            report.reused_parts += 1
+        report.add(done)
+    return _close_report(report, folder, started)
+
+
+def _open_folder(folder: Path, name: str, settings: dict[str, Any], chain: str) -> StepReport:
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / "step.json"
+    if mark.is_file():
+        found = json.loads(mark.read_text("utf-8"))
+        if found["chain"] != chain:
+            raise DataCardError(
+                f"{folder} holds results of another source or of other settings ({found['settings']}; now {settings}); "
+                "name another --out, or delete that folder and the ones after it"
+            )
+    else:
+        write_json(mark, {"chain": chain, "name": name, "settings": settings})
+    return StepReport(name, settings)
+
+
+def _done_counts(folder: Path, part: int) -> dict[str, Any] | None:
+    mark = folder / f"done-{part:05d}.json"
+    return json.loads(mark.read_text("utf-8")) if mark.is_file() else None
+
+
+def _write_part(folder: Path, part: int, rows: Sequence[Row], decisions: Sequence[Decision]) -> dict[str, Any]:
+    kept = [decision.row for decision in decisions if decision.row is not None]
+    removed = [line for row, decision in zip(rows, decisions, strict=True) for line in _removed_lines(row, decision)]
+    write_rows(folder / f"part-{part:05d}.jsonl", kept)
+    write_rows(folder / f"removed-{part:05d}.jsonl", removed)
+    counts = {
+        "rows_in": len(decisions),
+        "rows_out": len(kept),
+        "traces_in": sum(map(_trace_count, rows)),
+        "traces_out": sum(map(_trace_count, kept)),
+        "removed": Counter(line["reason"] for line in removed),
+    }
+    write_json(folder / f"done-{part:05d}.json", counts)
+    return counts
+
+
+def _removed_lines(row: Row, decision: Decision) -> Iterator[Row]:
+    for removal in decision.removals:
+        line: Row = {"id": row.get("id"), "row": row.get("row"), "reason": removal.reason, **removal.evidence}
+        if removal.trace is not None:
+            text = str(row["traces"][removal.trace].get("text", ""))
+            line |= {"trace": removal.trace, "text": text[:TEXT_EVIDENCE_CHARS]}
+        elif "question" in row:
+            line["question"] = row["question"]
+        yield line
+
+
+def _trace_count(row: Row) -> int:
+    traces = row.get("traces")
+    return len(traces) if isinstance(traces, list) else 0
+
+
+def _close_report(report: StepReport, folder: Path, started: float) -> StepReport:
+    report.seconds = round(time.monotonic() - started, 3)
+    write_json(folder / "report.json", asdict(report))
+    return report
+
+
+def _identity(source: str | Path | Iterable[Row]) -> Any:
+    if not isinstance(source, (str, Path)):
+        return "rows"  # the caller vouches that they come again in the same order
+    if not Path(source).is_file():
+        raise DataCardError(f"no such data file: {source}")
+    stat = Path(source).stat()
+    return [Path(source).name, stat.st_size, stat.st_mtime_ns]
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,109 @@
+"""What a curation step is: settings, and a decision about every row with the reason for each removal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlkd.data.rows import Row
+from rlkd.errors import DataCardError
+from rlkd.registry import Registry
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Why a row, or one trace of it (``trace`` counts from 0), was taken out. ``evidence`` is what to look at."""
+
+    reason: str
+    evidence: Mapping[str, Any]
+    trace: int | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The row that goes on (None: dropped), and the removals that explain the difference."""
+
+    row: Row | None
+    removals: tuple[Removal, ...] = ()
+
+    @staticmethod
+    def drop(reason: str, **evidence: Any) -> Decision:
+        return Decision(None, (Removal(reason, evidence),))
+
+
+class Step(BaseModel):
+    """One step. Its fields are its settings: checked, written to the report, and part of what a resume must match."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    kind: ClassVar[str] = ""
+
+    def decide(self, rows: Sequence[Row]) -> list[Decision]:
+        """One decision a row, in order. A step may remember rows of earlier calls."""
+        raise NotImplementedError
+
+    def remember(self, kept: Sequence[Row]) -> None:
+        """Take in rows that an earlier, interrupted run of this step kept. A step without memory ignores them."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain data, without the models and functions that a step was given."""
+        return self.model_dump(mode="json")
+
+
+STEPS: Registry[type[Step]] = Registry("curation step")
+
+
+def build_step(spec: Mapping[str, Any], **parts: Any) -> Step:
+    """Build a step from ``{"step": name, setting: value, ...}``; ``parts`` are models or functions that it may need.
+
+    Raises: DataCardError naming the setting that is unknown, missing or of the wrong type.
+    """
+    options = dict(spec)
+    name = options.pop("step", None)
+    if not isinstance(name, str):
+        raise DataCardError(f"a curation step needs 'step: NAME'; got {sorted(options)}; known: {', '.join(STEPS)}")
+    kind = STEPS[name]
+    wanted = {key: value for key, value in parts.items() if key in kind.model_fields}
+    try:
+        return kind(**options, **wanted)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        known = ", ".join(kind.model_fields)
+        raise DataCardError(f"curation step '{name}': {'; '.join(lines)}; it takes: {known}") from error
+
+
+class TraceStep(Step):
+    """A step that judges single traces of a row; a row that has no trace left is dropped."""
+
+    def judge(self, trace: Row) -> Removal | None:
+        """Why this trace goes, or None when it stays. The trace's position is filled in by ``decide``."""
+        raise NotImplementedError
+
+    def decide(self, rows: Sequence[Row]) -> list[Decision]:
+        return [self._decide(row) for row in rows]
+
+    def _decide(self, row: Row) -> Decision:
+        verdicts = [self.judge(trace) for trace in traces_of(row)]
+        return keep_traces(row, dict(enumerate(verdicts)))
+
+
+def traces_of(row: Row) -> list[Row]:
+    """The row's traces. Raises: DataCardError when there is no such list."""
+    traces = row.get("traces")
+    if not isinstance(traces, list):
+        raise DataCardError(
+            f"row {row.get('id')!r} has no list 'traces'; a trace step needs one (see the card's reading)"
+        )
+    return traces
+
+
+def keep_traces(row: Row, verdicts: Mapping[int, Removal | None]) -> Decision:
+    """The row without the traces that have a removal; dropped whole when none is left."""
+    traces = traces_of(row)
+    removals = tuple(Removal(gone.reason, gone.evidence, index) for index, gone in verdicts.items() if gone is not None)
+    kept = [trace for index, trace in enumerate(traces) if verdicts.get(index) is None]
+    if not kept:
+        return Decision(None, removals or (Removal("no traces", {}),))
+    return Decision({**row, "traces": kept} if removals else row, removals)

@@ -1,0 +1,174 @@
+"""Tolerant reading and atomic writing of rows: a bad row is named and set aside, a good one is never lost."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rlkd.errors import DataCardError
+
+Row = dict[str, Any]
+
+EXCERPT_CHARS = 80
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be read. ``number`` counts from 1, as an editor does."""
+
+    number: int
+    reason: str
+    excerpt: str
+
+    def __str__(self) -> str:
+        return f"row {self.number}: {self.reason}: {self.excerpt!r}"
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, Row | BadRow]]:
+    """Yield ``(row number, row or BadRow)`` of a .jsonl(.gz), .json or .parquet file, in constant memory.
+
+    A .json file holding one list is the exception: it is read whole, as it has no rows to stream.
+    Raises: DataCardError when there is no such file or its ending is unknown.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataCardError(f"no such data file: {path}")
+    suffixes = "".join(path.suffixes[-2:])
+    if suffixes.endswith((".jsonl", ".jsonl.gz")):
+        yield from _jsonl_rows(path)
+    elif suffixes.endswith(".json"):
+        yield from _json_rows(path)
+    elif suffixes.endswith(".parquet"):
+        yield from _parquet_rows(path)
+    else:
+        raise DataCardError(f"cannot read {path}: known endings are .jsonl, .jsonl.gz, .json, .parquet")
+
+
+def good_rows(path: str | Path) -> Iterator[Row]:
+    """Yield only the rows that can be read."""
+    return (row for _, row in read_rows(path) if not isinstance(row, BadRow))
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
+    for number, raw in enumerate(_lines(path), start=1):
+        if raw.strip():
+            yield number, _parse(number, raw)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines as UTF-8 bytes. A file that announces UTF-16 by its byte order mark is decoded as such."""
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        head = stream.read(3)
+        stream.seek(len(codecs.BOM_UTF8) if head == codecs.BOM_UTF8 else 0)
+        if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            for line in codecs.getreader("utf-16")(stream):
+                yield line.encode("utf-8", "surrogatepass")
+        else:
+            yield from stream
+
+
+def _parse(number: int, raw: bytes) -> Row | BadRow:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        excerpt = raw[max(0, error.start - 20) : error.start + 20].decode("utf-8", "replace")
+        return BadRow(number, f"not UTF-8 at byte {error.start} of the row", excerpt)
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return BadRow(number, f"not JSON ({error})", text[:EXCERPT_CHARS])
+    if "\\ud" in text.lower() and (lone := _lone_surrogate(value)):
+        return BadRow(number, "half of a surrogate pair, which no tokenizer can encode", lone)
+    return _as_row(number, value)
+
+
+def _as_row(number: int, value: Any) -> Row | BadRow:
+    if not isinstance(value, dict):
+        return BadRow(number, f"a {type(value).__name__} where an object is needed", repr(value)[:EXCERPT_CHARS])
+    return value
+
+
+def _lone_surrogate(value: Any) -> str:
+    """The first string that is no valid Unicode (JSON may escape one half of a pair), cut short."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return ascii(value)[:EXCERPT_CHARS]
+    elif isinstance(value, dict):
+        return next(filter(None, map(_lone_surrogate, (*value.keys(), *value.values()))), "")
+    elif isinstance(value, list):
+        return next(filter(None, map(_lone_surrogate, value)), "")
+    return ""
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataCardError(
+            f"{path} is not JSON: {error}; a damaged file keeps its good rows only as .jsonl"
+        ) from error
+    if not isinstance(values, list):
+        raise DataCardError(f"{path} holds a {type(values).__name__}; a list of objects is needed")
+    for number, value in enumerate(values, start=1):
+        yield number, _as_row(number, value)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
+    import pyarrow.parquet
+
+    number = 0
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
+
+
+@contextmanager
+def atomic_open(path: str | Path) -> Iterator[IO[str]]:
+    """Open a file for writing that appears under its name whole and synced to disk, or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp makes it private to the user
+        Path(temporary).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+def dump_row(row: Row) -> str:
+    """One row as a JSON line."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_rows(path: str | Path, rows: Iterable[Row]) -> int:
+    """Write rows as JSON lines, whole or not at all. Returns: how many."""
+    count = 0
+    with atomic_open(path) as stream:
+        for row in rows:
+            stream.write(dump_row(row))
+            count += 1
+    return count
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write one JSON document, whole or not at all."""
+    with atomic_open(path) as stream:
+        json.dump(value, stream, ensure_ascii=False, indent=1)
+        stream.write("\n")
