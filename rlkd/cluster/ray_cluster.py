@@ -1,0 +1,166 @@
+"""Ray: starting or joining a cluster, placing workers by resources, and errors that name the worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rlkd.cluster.hardware import Hardware, usable_cpus
+from rlkd.cluster.host import Host
+from rlkd.errors import ClusterError, RlkdError
+
+# Idle OpenMP threads must sleep: workers that take turns on the same cores are ten times slower if they spin.
+_QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
+_TAIL_LINES = 25
+
+
+@dataclass
+class Worker:
+    """One actor with a name and a log of its own."""
+
+    name: str
+    actor: Any
+    log_file: Path
+
+    def submit(self, method: str, *args: Any, **kwargs: Any) -> Pending:
+        """Queue a call; calls of one worker run in the order of submission."""
+        return Pending(self, method, self.actor.call.remote(method, *args, **kwargs))
+
+    def tail(self) -> str:
+        """The end of its log."""
+        try:
+            lines = self.log_file.read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        return "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:]) or "    (the log is empty)"
+
+
+@dataclass
+class Pending:
+    """A call on its way. ``ref`` may be passed to another worker: its result then never visits the driver."""
+
+    worker: Worker
+    what: str
+    ref: Any
+
+    def result(self, deadline_s: float) -> Any:
+        """Wait. Raises: the worker's own RlkdError, or ClusterError naming the worker, the call and its log."""
+        import ray
+
+        try:
+            return ray.get(self.ref, timeout=deadline_s)
+        except ray.exceptions.GetTimeoutError:
+            raise ClusterError(
+                f"{self.worker.name} made no progress in `{self.what}` for {deadline_s:.0f} s; its log "
+                f"{self.worker.log_file} ends with\n{self.worker.tail()}"
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, RlkdError):
+                raise type(cause)(f"{self.worker.name}: {cause}") from error
+            raise ClusterError(
+                f"{self.worker.name} failed in `{self.what}`: {type(cause).__name__}: {cause}\n"
+                f"  its log {self.worker.log_file} ends with\n{self.worker.tail()}"
+            ) from error
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"{self.worker.name} died in `{self.what}` ({type(error).__name__}); its log "
+                f"{self.worker.log_file} ends with\n{self.worker.tail()}"
+            ) from error
+
+
+def gather(pending: Sequence[Pending], deadline_s: float) -> list[Any]:
+    """Results of calls that run at the same time, under one deadline; the first failure is raised."""
+    import ray
+
+    until = time.monotonic() + deadline_s
+    waiting = {call.ref: call for call in pending}
+    while waiting:
+        ready, _ = ray.wait(list(waiting), timeout=max(0.0, until - time.monotonic()))
+        if not ready:
+            stuck = ", ".join(f"{call.worker.name} (`{call.what}`)" for call in waiting.values())
+            first = next(iter(waiting.values())).worker
+            raise ClusterError(f"no progress for {deadline_s:.0f} s in {stuck}; {first.log_file} ends with\n{first.tail()}")
+        for ref in ready:
+            waiting.pop(ref).result(1.0)
+    return [call.result(deadline_s) for call in pending]
+
+
+@dataclass
+class Cluster:
+    """A Ray cluster that this run started, or joined through RAY_ADDRESS or the launcher."""
+
+    log_dir: Path
+    start_deadline_s: float
+    hardware: Hardware = field(init=False)
+    workers: list[Worker] = field(default_factory=list)
+
+    def __enter__(self) -> Cluster:
+        import ray
+
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+        total = ray.cluster_resources()
+        self.hardware = Hardware(int(total.get("CPU", 1)), int(total.get("GPU", 0)), len(ray.nodes()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import ray
+
+        for worker in self.workers:
+            ray.kill(worker.actor)
+        ray.shutdown()
+
+    def spawn(
+        self, name: str, *, gpus: float = 0.0, bundle: tuple[Any, int] | None = None, env: dict[str, str] | None = None
+    ) -> Worker:
+        """Start an empty worker process; ``build`` it next.
+
+        Args:
+            gpus: GPUs it holds; ignored on a cluster without any.
+            bundle: (placement group, index) it must live in.
+            env: environment of the process, set before anything is imported.
+        """
+        import ray
+
+        threads = max(1, self.hardware.cpus // self.hardware.nodes) if not self.hardware.on_gpu else 1
+        variables = {**_QUIET, "OMP_NUM_THREADS": str(threads), **(env or {})}
+        options: dict[str, Any] = {
+            "num_cpus": 0.01,  # workers take turns; Ray only has to place them
+            "num_gpus": gpus if self.hardware.on_gpu else 0,
+            "runtime_env": {"env_vars": variables},
+        }
+        if bundle is not None:
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(*bundle)
+        log_file = self.log_dir / f"{name}.log"
+        log_file.unlink(missing_ok=True)
+        worker = Worker(name, ray.remote(Host).options(**options).remote(str(log_file)), log_file)
+        self.workers.append(worker)
+        return worker
+
+    def build(self, worker: Worker, target: str, *args: Any, **kwargs: Any) -> Pending:
+        """Construct ``module:Class`` inside a worker."""
+        return Pending(worker, f"start {target.rpartition(':')[2]}", worker.actor.build.remote(target, *args, **kwargs))
+
+    def address(self, worker: Worker) -> tuple[str, int]:
+        """Where a process group may meet."""
+        host, port = Pending(worker, "address", worker.actor.address.remote()).result(self.start_deadline_s)
+        return str(host), int(port)
+
+    def stop(self, worker: Worker) -> None:
+        """End a worker's process and give its resources back."""
+        import ray
+
+        ray.kill(worker.actor)
+        self.workers.remove(worker)

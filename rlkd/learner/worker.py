@@ -1,0 +1,92 @@
+"""LearnerWorker: one DeepSpeed rank in one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlkd.learner.learner import Counts, Learner, Update
+from rlkd.recipe import Recipe
+from rlkd.records import TrainRow
+
+
+def join_process_group(rank: int, world_size: int, address: tuple[str, int]) -> None:
+    """Set the rank variables that torch, accelerate and DeepSpeed read, and meet the other ranks."""
+    import torch
+
+    host, port = address
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0",  # Ray shows each worker only its own device
+        LOCAL_SIZE=str(world_size),  # DeepSpeed's CPU accelerator reads it
+        MASTER_ADDR=host,
+        MASTER_PORT=str(port),
+    )
+    on_gpu = torch.cuda.is_available()
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=world_size)
+
+
+class LearnerWorker:
+    """Runs inside a Ray actor."""
+
+    def __init__(
+        self,
+        recipe: Mapping[str, Any],
+        folder: str,
+        *,
+        rank: int,
+        world_size: int,
+        address: tuple[str, int],
+        total_updates: int,
+    ) -> None:
+        import torch
+
+        join_process_group(rank, world_size, address)
+        torch.manual_seed(int(recipe["seed"]))
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.learner = Learner(
+            Recipe.model_validate(recipe), Path(folder), rank=rank, world_size=world_size, total_updates=total_updates
+        )
+
+    def train_step(self, updates: Sequence[Update], *, step: int) -> Counts:
+        return self.learner.train_step(updates, step=step)
+
+    def score(self, rows: Sequence[TrainRow]) -> list[list[float]]:
+        return self.learner.score(rows)
+
+    def score_with(self, folder: str, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Log-probs of another model through the learner's own forward pass (the contract's known weights)."""
+        from rlkd.learner.learner import DTYPES
+        from rlkd.learner.packing import score_sequences
+        from rlkd.learner.policy import PackedPolicy, load_causal_lm
+
+        recipe, device = self.learner.recipe, self.learner.engine.device
+        model = load_causal_lm(folder, dtype=DTYPES[recipe.learner.precision or "fp32"]).to(device).eval()
+        policy = PackedPolicy(model, temperature=recipe.rollout.temperature)
+        budget = recipe.learner.tokens_per_micro_batch
+        return score_sequences(policy, sequences, token_budget=budget, device=device)
+
+    def export_weights(self) -> Any:
+        return self.learner.export_weights()
+
+    def save(self, folder: str) -> None:
+        self.learner.save(Path(folder))
+
+    def load(self, folder: str, *, updates: int) -> None:
+        self.learner.load(Path(folder), updates=updates)
+
+    def save_policy(self, folder: str) -> None:
+        self.learner.save_policy(Path(folder))
+
+    def peak_memory_gib(self) -> float:
+        """Largest resident (CPU) or allocated (GPU) memory so far."""
+        import resource
+
+        import torch
+
+        if torch.cuda.is_available():
+            return float(torch.cuda.max_memory_allocated()) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
