@@ -12,7 +12,7 @@ from rlkd.errors import DataCardError, did_you_mean
 
 # Braces around a name only, so that \boxed{} in a template stays as it is.
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\}")
-_UNIT_IN_BRACKETS = re.compile(r"\s*\([^()]*\)\s*$")
+_UNIT_IN_BRACKETS = re.compile(r"\s*\([^()]*[^\W\d][^()]*\)\s*$")  # has a letter: "-(1/3)" is no unit
 _MISSING = object()
 
 

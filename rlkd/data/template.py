@@ -48,16 +48,20 @@ def render_chat(tokenizer: ChatTokenizer, messages: Messages, *, generation_prom
 
 
 def encode_pair(tokenizer: ChatTokenizer, prompt: Messages, completion: str) -> EncodedPair:
-    """Encode the rendered prompt and the completion apart, so that the boundary is the one seen when sampling.
+    """Encode the rendered prompt and the assistant's turn apart, as training does (``rlkd.data.prompt``).
 
-    The completion ends in EOS, which is trained. The rendered prompt already holds its special tokens.
+    The turn is what the template renders after the prompt, up to its end-of-turn token, which is trained. Where the
+    template does not continue its own prompt (a fault that is named elsewhere), the completion is encoded as it is.
     """
-    prompt_ids = tokenizer.encode(render_chat(tokenizer, prompt, generation_prompt=True), add_special_tokens=False)
-    completion_ids = tokenizer.encode(completion, add_special_tokens=False)
-    if tokenizer.eos_token_id is not None and completion_ids[-1:] != [tokenizer.eos_token_id]:
-        completion_ids = [*completion_ids, tokenizer.eos_token_id]
-    mask = [False] * len(prompt_ids) + [True] * len(completion_ids)
-    return EncodedPair((*prompt_ids, *completion_ids), tuple(mask))
+    before = render_chat(tokenizer, prompt, generation_prompt=True)
+    whole = render_chat(tokenizer, [*prompt, {"role": "assistant", "content": completion}], generation_prompt=False)
+    turn = whole[len(before) :] if whole.startswith(before) else completion
+    prompt_ids = tokenizer.encode(before, add_special_tokens=False)
+    turn_ids = tokenizer.encode(turn, add_special_tokens=False)
+    if tokenizer.eos_token_id in turn_ids:  # what the template writes after it belongs to the next turn
+        last = len(turn_ids) - 1 - turn_ids[::-1].index(tokenizer.eos_token_id)
+        turn_ids = turn_ids[: last + 1]
+    return EncodedPair((*prompt_ids, *turn_ids), (False,) * len(prompt_ids) + (True,) * len(turn_ids))
 
 
 def template_faults(tokenizer: ChatTokenizer) -> list[TemplateFault]:

@@ -17,11 +17,16 @@ from rlkd.data.text import answer_kind, words
 TokenCounter = Callable[[str], int]
 
 MAX_GOLD_CHARS = 200
+MAX_GOLD_WORDS = 15
 _URL = re.compile(r"https?://|www\.|!\[[^\]]*\]\(|<img\b|\\includegraphics", re.IGNORECASE)
 _FIGURE = re.compile(
     r"\[asy\]|\\begin\{tikzpicture\}|(?:figure|diagram|graph|picture) (?:below|above|shown)", re.IGNORECASE
 )
-_PROOF = re.compile(r"^\W*(?:prove|show) (?:that|the)\b|\b(?:prove|show) that\b[^.?]*\.?$", re.IGNORECASE)
+_PROOF = re.compile(r"\b(?:prove|show|verify) (?:that|the|each|every|by|using)\b", re.IGNORECASE)
+_ASKS = re.compile(
+    r"\?|\b(?:find|determine|compute|calculate|evaluate|what|how (?:many|much)|solve|simplify)\b", re.IGNORECASE
+)
+_PROSE_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
 _MOJIBAKE = re.compile(r"â€[\x80-\xbf™œž˜“”]|Ã[\x80-\xbf©¨¤¶¼]|\ufffd")
 
 
@@ -35,11 +40,11 @@ def question_faults(row: Row) -> list[str]:
     gold, kind = text_of(answer), answer_kind(text_of(answer))
     checks = {
         "sentinel gold": kind == "sentinel",
-        "gold is a whole solution": len(gold) > MAX_GOLD_CHARS,
+        "gold is a whole solution": len(gold) > MAX_GOLD_CHARS and len(_PROSE_WORD.findall(gold)) > MAX_GOLD_WORDS,
         "letter without options": kind == "letter" and gold.strip().isupper() and not _lists_options(row),
         "link or image in the question": bool(_URL.search(question)),
         "figure needed": bool(_FIGURE.search(question)),
-        "proof question": bool(_PROOF.search(question.strip())),
+        "proof question": bool(_PROOF.search(question)) and not _ASKS.search(question),
         "broken encoding": bool(_MOJIBAKE.search(question) or _MOJIBAKE.search(gold)),
     }
     return [fault for fault, found in checks.items() if found]
