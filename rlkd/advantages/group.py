@@ -45,7 +45,7 @@ def group_advantages(
         (a group without spread would be divided by the floor).
     Source: GRPO, DeepSeekMath (2402.03300); Dr.GRPO (2503.20783); RLOO (2402.14740).
     Differs: std is floored, not summed with an epsilon, so that it doesn't bias groups that have spread.
-    Tested: test_leave_one_out_is_unbiased, test_mean_baseline_shrinks_by_one_minus_one_over_n,
+    Tested: test_rloo_gradient_is_exact, test_mean_baseline_shrinks_by_one_minus_one_over_n,
         test_abstained_rollouts_leave_the_baseline, test_trivial_groups_get_zero, test_std_advantages_are_bounded
     """
     valid = _checked(scores, group_ids, baseline, scale, valid, std_floor)

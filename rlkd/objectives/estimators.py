@@ -25,7 +25,7 @@ def k1_value(*, policy_logprobs: Float[Tensor, "B T"], teacher_logprobs: Float[T
     Returns: [B, T] nats, of either sign; E[k1_t] = KL(policy || teacher) at the sampled prefix.
     Gradient: none. Through the log-ratio it would be E[grad log policy] = 0, whatever the teacher says.
     Source: Schulman, "Approximating KL divergence".
-    Tested: test_k1_value_is_unbiased, test_k1_as_a_loss_has_no_gradient
+    Tested: test_value_is_reverse_kl, test_k1_as_a_loss_has_no_gradient
     """
     require_same_shape(policy_logprobs=policy_logprobs, teacher_logprobs=teacher_logprobs)
     return (as_float(policy_logprobs) - as_float(teacher_logprobs)).detach()  # a value, refused as a loss
@@ -70,7 +70,7 @@ def forward_kl_k3(
     Gradient: E[grad k3_t] = grad KL(teacher || policy). R is bounded to +-20, outside it the gradient is zero.
     Source: Schulman, "Approximating KL divergence"; GRPO's reference penalty (2402.03300) Eq 4.
     Differs: R bounded to +-20 so that exp cannot overflow.
-    Tested: test_k3_value_is_reverse_kl, test_k3_gradient_is_forward_kl, test_teacher_swap_changes_the_gradient
+    Tested: test_value_is_reverse_kl, test_k3_gradient_is_forward_kl, test_teacher_swap_changes_the_gradient
     """
     require_same_shape(policy_logprobs=policy_logprobs, teacher_logprobs=teacher_logprobs)
     teacher = as_float(teacher_logprobs).detach()  # the teacher is data, never trained

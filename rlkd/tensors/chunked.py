@@ -106,7 +106,7 @@ class HeadGradient:
     """Gradients of one head, gathered over chunks of rows, each only if it is asked for."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, bool, bool]) -> None:
-        self.inputs = (hidden, weight)
+        self.head = weight
         precise = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.hidden = torch.zeros_like(hidden) if needs[0] else None
         self.weight = torch.zeros(weight.shape, dtype=precise, device=weight.device) if needs[1] else None
@@ -116,18 +116,19 @@ class HeadGradient:
         self._dtypes = (weight.dtype, bias.dtype if bias is not None else None)
 
     def add(self, rows: Tensor, hidden: Tensor, logits_gradient: Tensor) -> None:
-        """Add what the chunk of ``rows`` with the given hidden states and float32 logits gradient contributes."""
-        weight = self.inputs[1]
+        """Add what the chunk of ``rows`` contributes; the gradient may cover only the head's first entries."""
+        covered = logits_gradient.shape[1]
         if self.bias is not None:
-            self.bias += logits_gradient.sum(0)
-        gradient = logits_gradient.to(weight.dtype)
+            self.bias[:covered] += logits_gradient.sum(0)
+        gradient = logits_gradient.to(hidden.dtype)
         if self.hidden is not None:
-            self.hidden[rows] = gradient @ weight
-        if self.weight is not None:
-            if self.weight.dtype == gradient.dtype:
-                self.weight.addmm_(gradient.t(), hidden)
-            else:
-                self.weight += gradient.t() @ hidden
+            self.hidden[rows] = gradient @ self.head[:covered]
+        if self.weight is None:
+            return
+        if self.weight.dtype == gradient.dtype:
+            self.weight[:covered].addmm_(gradient.t(), hidden)
+        else:
+            self.weight[:covered] += gradient.t() @ hidden
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of hidden, weight and bias in the inputs' dtypes."""

@@ -18,3 +18,12 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    import ledger  # after the hook above, as the tests do
+
+    if ledger.proofs or ledger.mutants:
+        terminalreporter.section("what was proven")
+        for line in ledger.table():
+            terminalreporter.write_line(line)

@@ -1,0 +1,40 @@
+"""What the suite has shown so far: proofs with their deviation, mutants with their fate."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import Tensor
+
+proofs: dict[str, dict[str, float]] = defaultdict(dict)
+mutants: dict[str, dict[str, bool]] = defaultdict(dict)
+
+
+def prove(family: str, subject: str, got: Tensor, want: Tensor, tolerance: float = 1e-10) -> None:
+    """Assert that two tensors are equal to ``tolerance``, are not both nothing, and book the deviation."""
+    assert got.shape == want.shape, f"{subject}: {list(got.shape)} against {list(want.shape)}"
+    assert want.abs().max() > 1e3 * tolerance, f"{subject}: the expected value is zero, which would prove nothing"
+    deviation = float((got.detach() - want.detach()).abs().max())
+    assert deviation <= tolerance, f"{subject}: deviates by {deviation:.3g}, allowed {tolerance:.3g}"
+    proofs[family][subject] = max(deviation, proofs[family].get(subject, 0.0))
+
+
+def differ(first: Tensor, second: Tensor, at_least: float = 1e-3) -> None:
+    """Assert that two tensors are clearly not the same."""
+    assert float((first - second).abs().max()) > at_least
+
+
+def table() -> list[str]:
+    """The figures, a family a line."""
+    lines = [f"{'family':<20} {'proven':>7} {'max deviation':>14} {'mutants tried':>14} {'killed':>7}"]
+    for family in sorted({*proofs, *mutants}):
+        proven, tried = proofs[family], mutants[family]
+        worst = f"{max(proven.values()):.1e}" if proven else "-"
+        lines.append(f"{family:<20} {len(proven):>7} {worst:>14} {len(tried):>14} {sum(tried.values()):>7}")
+    total = (
+        sum(map(len, proofs.values())),
+        sum(map(len, mutants.values())),
+        sum(sum(m.values()) for m in mutants.values()),
+    )
+    lines.append(f"{'all':<20} {total[0]:>7} {'':>14} {total[1]:>14} {total[2]:>7}")
+    return lines
