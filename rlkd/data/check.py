@@ -24,6 +24,7 @@ from rlkd.data.text import answer_kind, text_key
 from rlkd.errors import DataCardError
 
 SHOWN_ROWS = 8
+HARMLESS = frozenset({"pad_is_eos"})  # with masks set by position; named all the same
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -61,6 +62,7 @@ class CheckReport:
     faults: list[RowFault] = field(default_factory=list)
     answer_kinds: Counter[str] = field(default_factory=Counter)
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     @property
@@ -92,6 +94,7 @@ class CheckReport:
         out += [
             f"  {name}: " + ", ".join(f"{k} {v:.0f}" for k, v in stats.items()) for name, stats in self.lengths.items()
         ]
+        out += [f"  note: {note}" for note in self.notes]
         out += [f"  not checked: {reason}" for reason in self.skipped]
         return [*out, "  nothing wrong" if self.ok else f"  {len(self.faults)} faults"]
 
@@ -244,7 +247,8 @@ def _token_faults(
         report.skipped.append("token lengths, template and round trip (no tokenizer)")
         return
     template = template_faults(tokenizer)
-    yield from (RowFault(0, f"template: {fault.kind}", fault.detail) for fault in template)
+    report.notes += [fault.detail for fault in template if fault.kind in HARMLESS]
+    yield from (RowFault(0, f"template: {each.kind}", each.detail) for each in template if each.kind not in HARMLESS)
     if any(fault.kind == "no_template" for fault in template):
         return
     lengths: dict[str, list[int]] = defaultdict(list)

@@ -61,8 +61,8 @@ class TextScorer:
     Prompt and completion are encoded apart, so that the border is where sampling saw it.
 
     Args:
-        score_ids: (prompt_ids, completion_ids) pairs -> nats of each completion token, e.g. ``TransformersTeacher.score``
-            at temperature 1. Equal prompts should be computed once there.
+        score_ids: (prompt_ids, completion_ids) pairs -> nats of each completion token at temperature 1, e.g.
+            ``TransformersTeacher.score``. Equal prompts should be computed once there.
         tokenizer: a fast tokenizer of that model.
     """
 
