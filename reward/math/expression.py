@@ -1,0 +1,405 @@
+"""A recursive-descent reader of one scalar expression. It consumes every token or raises."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from fractions import Fraction
+
+from reward.math.lexer import FUNCTIONS, Token
+from reward.math.nodes import Node, UnparsedError, fn, num, sym
+
+_STOPS = frozenset(
+    [
+        "+",
+        "-",
+        ")",
+        "]",
+        "}",
+        "|",
+        "=",
+        "<",
+        ">",
+        ",",
+        ";",
+        ":",
+        "&",
+        "row",
+        "le",
+        "ge",
+        "ne",
+        "and",
+        "or",
+        "pm",
+        "mp",
+        "\\}",
+    ]
+)
+_DECORATIONS = frozenset(
+    ["overline", "bar", "hat", "vec", "ddot", "tilde", "widehat", "overrightarrow", "underline", "dot", "mathring"]
+)
+_PERCENT_WORDS = re.compile(r"(?:percent|per\s+cent|pct|%)\.?", re.IGNORECASE)
+_DEGREE_WORDS = re.compile(r"deg(?:ree)?s?\.?", re.IGNORECASE)
+_CLOSERS = {"lfloor": "rfloor", "lceil": "rceil"}
+_NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "lfloor": "floor", "lceil": "ceil"}
+
+
+class ExpressionReader:
+    """Reads ``tokens`` from the left; ``read_all`` also splits off a trailing unit."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self._tokens, self._here = list(tokens), 0
+        self._bars = 0
+
+    def read_all(self) -> Node:
+        """The whole of the tokens: an expression and perhaps a unit. Raises: UnparsedError."""
+        node = self._sum()
+        unit = self._unit()
+        if self._here < len(self._tokens):
+            raise UnparsedError(f"left over from {self._tokens[self._here].text!r}")
+        if _PERCENT_WORDS.fullmatch(unit):
+            return Node("percent", (node,))
+        if _DEGREE_WORDS.fullmatch(unit):
+            return Node("degree", (node,))
+        return replace(node, unit=unit) if unit else node
+
+    # -- tokens
+
+    def _peek(self, ahead: int = 0) -> Token | None:
+        index = self._here + ahead
+        return self._tokens[index] if index < len(self._tokens) else None
+
+    def _is(self, *texts: str) -> bool:
+        token = self._peek()
+        return token is not None and token.kind in ("op", "cmd") and token.text in texts
+
+    def _take(self, *texts: str) -> Token:
+        token = self._peek()
+        if token is None or (texts and not self._is(*texts)):
+            raise UnparsedError(f"expected {' or '.join(texts) or 'more'}, got {token.text if token else 'the end'!r}")
+        self._here += 1
+        return token
+
+    def _unit(self) -> str:
+        """Text after a value: ``\\text{ cm}^2``, ``m/s`` in text, a counter word. Empty when there is none."""
+        token = self._peek()
+        if token is None or token.kind != "text":
+            return ""
+        parts: list[str] = []
+        while (token := self._peek()) is not None:
+            if token.kind in ("text", "sym", "num") or token.text in ("^", "/", "*", "{", "}", "-", "(", ")"):
+                parts.append(token.text)
+                self._here += 1
+            else:
+                raise UnparsedError(f"unit followed by {token.text!r}")
+        return "".join(parts)
+
+    # -- grammar
+
+    def _sum(self) -> Node:
+        terms = [self._product()]
+        while self._is("+", "-", "pm", "mp"):
+            operator = self._take().text
+            term = self._product()
+            if operator in ("pm", "mp"):
+                terms = [Node(operator, (_add(terms), term))]
+            else:
+                terms.append(Node("neg", (term,)) if operator == "-" else term)
+        return _add(terms)
+
+    def _product(self) -> Node:
+        node = self._signed()
+        while (token := self._peek()) is not None:
+            if self._is("*"):
+                self._take()
+                node = Node("mul", (node, self._signed()))
+            elif self._is("/"):
+                self._take()
+                node = Node("div", (node, self._signed()))
+            elif self._is("pmod", "bmod", "mod"):
+                node = self._modulo(node)
+            elif (
+                (token.text in _STOPS and token.kind != "sym" and not (token.text == "|" and not self._bars))
+                or token.kind == "text"
+                or (token.kind == "cmd" and token.text in ("rfloor", "rceil", "rangle", "to"))
+            ):
+                break
+            else:
+                node = self._juxtaposed(node, token)
+        return node
+
+    def _juxtaposed(self, node: Node, token: Token) -> Node:
+        """A factor without an operator. A number never follows one: '1 2' and 'x2' are no products."""
+        if token.kind == "num" and not (node.op == "fn" or self._after_bracket()):
+            raise UnparsedError("two numbers side by side")
+        if (
+            self._is("frac")
+            and node.op == "num"
+            and node.value.denominator == 1
+            and node.decimals < 0
+            and self._after_number()
+        ):
+            part = self._power()
+            return _mixed(node, part) or Node("mul", (node, part))
+        return Node("mul", (node, self._power()))
+
+    def _after_bracket(self) -> bool:
+        return self._here > 0 and self._tokens[self._here - 1].text in (")", "]", "}", "|")
+
+    def _after_number(self) -> bool:
+        return self._here > 0 and self._tokens[self._here - 1].kind == "num"
+
+    def _modulo(self, node: Node) -> Node:
+        self._take()
+        return fn("mod", node, self._argument())
+
+    def _signed(self) -> Node:
+        if self._is("+"):
+            self._take()
+            return self._signed()
+        if self._is("-"):
+            self._take()
+            return Node("neg", (self._signed_product(),))
+        if self._is("pm", "mp"):
+            operator = self._take().text
+            return Node(operator, (num(0), self._signed_product()))
+        return self._power()
+
+    def _signed_product(self) -> Node:
+        """What a sign applies to; a mixed number counts as one: -2 1/2 is -(2 + 1/2)."""
+        node = self._signed()
+        token = self._peek()
+        if token is not None and self._is("frac") and node.op == "num" and self._after_number():
+            return self._juxtaposed(node, token)
+        return node
+
+    def _power(self) -> Node:
+        base = self._postfix(self._atom())
+        if not self._is("^"):
+            return base
+        self._take()
+        if self._circle():
+            return self._postfix(Node("degree", (base,)))
+        if self._primes():
+            return sym(f"{base.name}'") if base.op == "sym" else fn("prime", base)
+        exponent = self._exponent()
+        return self._postfix(Node("pow", (base, exponent)))
+
+    def _exponent(self) -> Node:
+        if self._is("-", "+"):
+            sign = self._take().text
+            inner = self._power()
+            return Node("neg", (inner,)) if sign == "-" else inner
+        if self._is("{"):
+            base = self._argument()
+        else:
+            token = self._peek()
+            if token is not None and token.kind == "num" and token.text.isdigit():
+                base = self._atom()
+            else:
+                base = self._argument()
+        return self._power_of(base)
+
+    def _power_of(self, base: Node) -> Node:
+        """Right-associative: 9^9^9."""
+        if self._is("^"):
+            self._take()
+            return Node("pow", (base, self._exponent()))
+        return base
+
+    def _circle(self) -> bool:
+        for shape in (("circ",), ("{", "circ", "}")):
+            ahead = [self._peek(index) for index in range(len(shape))]
+            if all(token is not None and token.text == text for token, text in zip(ahead, shape, strict=True)):
+                self._here += len(shape)
+                return True
+        return False
+
+    def _primes(self) -> bool:
+        """One prime, in braces or bare."""
+        start = self._here
+        braced = self._is("{")
+        self._here += braced
+        count = 0
+        while self._is("prime"):
+            self._here += 1
+            count += 1
+        if count == 1 and (not braced or self._is("}")):
+            self._here += braced
+            return True
+        self._here = start
+        return False
+
+    def _postfix(self, node: Node) -> Node:
+        while True:
+            if self._is("!"):
+                self._take()
+                node = Node("fact", (node,))
+            elif self._is("%"):
+                self._take()
+                node = Node("percent", (node,))
+            elif self._is("'") and node.op == "sym":
+                self._take()
+                node = sym(node.name + "'")
+            elif self._is("circ"):
+                self._take()
+                node = Node("degree", (node,))
+            else:
+                return node
+
+    # -- atoms
+
+    def _atom(self) -> Node:
+        token = self._peek()
+        if token is None:
+            raise UnparsedError("nothing where a value should stand")
+        if token.kind == "num":
+            self._here += 1
+            return Node("num", value=token.value, decimals=token.decimals)
+        if token.kind == "sym":
+            self._here += 1
+            return self._subscripted(token.text)
+        if token.kind == "op":
+            return self._bracket(token)
+        if token.kind == "cmd":
+            return self._command(token)
+        raise UnparsedError(f"word {token.text!r}")
+
+    def _subscripted(self, name: str) -> Node:
+        if not self._is("_"):
+            return sym(name)
+        self._take()
+        inner = self._raw_argument()
+        return sym(f"{name}_{inner}")
+
+    def _raw_argument(self) -> str:
+        """The source of a subscript, as a name."""
+        if not self._is("{"):
+            return self._take().text
+        self._take()
+        parts: list[str] = []
+        depth = 1
+        while True:
+            token = self._take()
+            depth += (token.text == "{") - (token.text == "}")
+            if depth == 0:
+                return "".join(parts)
+            parts.append(token.text)
+
+    def _bracket(self, token: Token) -> Node:
+        if token.text in ("(", "[", "{"):
+            self._here += 1
+            saved, self._bars = self._bars, 0
+            node = self._sum()
+            self._bars = saved
+            self._take({"(": ")", "[": "]", "{": "}"}[token.text])
+            return replace(node, decimals=-1) if node.op == "num" else node
+        if token.text == "|":
+            self._here += 1
+            self._bars += 1
+            node = self._sum()
+            self._bars -= 1
+            self._take("|")
+            return fn("abs", node)
+        if token.text in ("-", "+"):
+            return self._signed()
+        raise UnparsedError(f"{token.text!r} where a value should stand")
+
+    def _command(self, token: Token) -> Node:
+        name = token.text
+        self._here += 1
+        if name in ("frac", "binom"):
+            return Node("div" if name == "frac" else "binom", (self._argument(), self._argument()))
+        if name == "sqrt":
+            return self._root()
+        if name == "cbrt":
+            return Node("pow", (self._function_argument(), num(Fraction(1, 3))))
+        if name in ("pi", "infty", "inf", "infinity", "oo"):
+            return sym("pi") if name == "pi" else Node("infinity")
+        if name in _CLOSERS:
+            inner = self._sum()
+            self._take(_CLOSERS[name])
+            return fn(_NAMES[name], inner)
+        if name in _DECORATIONS:
+            inner = self._argument()
+            return self._subscripted(f"{name}_{inner.name}") if inner.op == "sym" else fn(name, inner)
+        if name == "ldots":
+            return Node("ellipsis")
+        if name in FUNCTIONS:
+            return self._function(name)
+        raise UnparsedError(f"\\{name}")
+
+    def _root(self) -> Node:
+        degree: Node = num(2)
+        if self._is("["):
+            self._take()
+            degree = self._sum()
+            self._take("]")
+        radicand = self._argument()
+        return Node("pow", (radicand, Node("div", (num(1), degree))), name="root")
+
+    def _function(self, name: str) -> Node:
+        base: Node | None = None
+        power: Node | None = None
+        while self._is("_", "^"):
+            if self._take().text == "_":
+                base = self._argument()
+            else:
+                power = self._exponent()
+        args = self._function_arguments()
+        if name in ("log", "lg"):
+            node = fn("log", *args, base) if base else fn("log", *args) if name == "log" else fn("log", *args, num(10))
+        elif base is not None:
+            raise UnparsedError(f"subscript of {name}")
+        else:
+            node = fn(_NAMES.get(name, name), *args)
+        if power is None:
+            return node
+        if power.op == "neg" and power.args[0] == num(1) and name in ("sin", "cos", "tan", "cot", "sec", "csc"):
+            return fn("a" + name, *args)
+        return Node("pow", (node, power))
+
+    def _function_arguments(self) -> tuple[Node, ...]:
+        if not self._is("("):
+            return (self._function_argument(),)
+        self._take()
+        args = [self._sum()]
+        while self._is(","):
+            self._take()
+            args.append(self._sum())
+        self._take(")")
+        return tuple(args)
+
+    def _function_argument(self) -> Node:
+        """Without brackets: the factors up to an operator or the next function (sin 2x cos y)."""
+        node = self._power()
+        while (token := self._peek()) is not None:
+            starts = token.kind in ("sym",) or token.text in ("frac", "sqrt", "pi", "binom")
+            if not starts or (token.kind == "op"):
+                break
+            node = self._juxtaposed(node, token)
+        return node
+
+    def _argument(self) -> Node:
+        r"""A LaTeX macro's argument: a braced group, or one digit or token (``\frac12``)."""
+        token = self._peek()
+        if token is None:
+            raise UnparsedError("missing argument")
+        if self._is("{"):
+            return self._bracket(token)
+        if token.kind == "num" and token.text.isdigit() and len(token.text) > 1:
+            self._tokens[self._here] = Token("num", token.text[1:], Fraction(int(token.text[1:])))
+            return num(int(token.text[0]))
+        return self._atom()
+
+
+def _add(terms: list[Node]) -> Node:
+    return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+
+
+def _mixed(whole: Node, part: Node) -> Node | None:
+    """``7\\frac{3}{4}`` is 7 + 3/4; anything but plain positive whole numbers is a product."""
+    if part.op != "div" or any(arg.op != "num" or arg.value.denominator != 1 for arg in part.args):
+        return None
+    top, bottom = part.args
+    return num(whole.value + Fraction(top.value, bottom.value)) if bottom.value else None

@@ -1,0 +1,196 @@
+"""Where in a completion the final answer stands. One committed answer or none: no fallback to an earlier formula."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from reward.text import after_thinking, boxes, until_stop
+
+MAX_ANSWER = 20_000
+TAIL = 4000  # of a text without box or tag: the answer is looked for at its end
+
+_ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
+_TURN = re.compile(
+    r"\n\s*(?:#+\s*)?(?:\*\*)?(?:next\s+)?(?:question|problem|user|human|instruction|exercise|q|task|input)(?:\s*\d+)?\s*(?:\*\*)?\s*:"
+    r"|<\|(?:im_start|start_header_id|user|begin_of_text)\|?>|\[INST\]",
+    re.IGNORECASE,
+)
+_COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
+_GSM = re.compile(r"####\s*(.+)")
+
+# Words that announce the answer, per language. Decimal commas are read in answers that such a word announces.
+_ENGLISH = (
+    r"(?:final\s+|correct\s+|overall\s+)?(?:answer|result|ans|solution)\s*(?:\(s\))?\s*(?:\*\*|__)?\s*"
+    r"(?:is(?:\s+(?:therefore|thus|then|just|simply))?(?!\w)|are\b|equals\b|=|:|：|will\s+be\b|would\s+be\b|comes\s+(?:out\s+)?to\b)"
+)
+_CHINESE = (
+    r"(?:最终|最后的?|正确)?答案\s*(?:应该|就)?\s*(?:是|为|：|:)|结果\s*(?:是|为|：|:)|答え\s*(?:は|：|:)|答\s*(?:：|:)"
+)
+_COMMA_LANGUAGES = (
+    r"(?:la\s+)?respuesta(?:\s+final|\s+correcta)?\s*(?:es|:)|(?:la\s+)?r[ée]ponse(?:\s+finale)?\s*(?:est|:)|"
+    r"(?:die\s+)?antwort\s*(?:ist|lautet|:)|(?:la\s+)?risposta(?:\s+finale)?\s*(?:è|e'|:)|"
+    r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|ответ\s*(?:\s*—|\s*-|:|равен)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)"
+)
+_ANCHOR = re.compile(
+    f"(?P<plain>{_ENGLISH}|{_CHINESE})|(?P<comma>{_COMMA_LANGUAGES})|(?P<gsm>^A\\s*:)", re.I | re.MULTILINE
+)
+_SENTENCE_END = re.compile(
+    r"(?<=[^.\s])\.(?=\s+[A-Z\"'(\\*]|\s*$|\s*\n|\*)|\n|[。；！？]|(?<=\d)!(?=\s+[A-Z])|"
+    r",?\s+(?:because|since|which|so|as\s+(?:required|desired|we|the)|where|i\.e\.|hence|thus|therefore|but|for\s+the)\b"
+)
+_HEDGE = re.compile(
+    r"\b(?:might|may|maybe|perhaps|possibly|could|probably|not\s+sure|cannot|can't|don't\s+know|asked|suppose|assume|if|"
+    r"guess|unsure|either|not|isn't|aren't|wrong|incorrect)\b|\?",
+    re.IGNORECASE,
+)
+_STATES = re.compile(
+    r"(?:\b(?:is|are|was|were|equals?|comes?\s+to|makes?|gives?|gets?|totals?|costs?|has|have|needs?|obtains?|yields?|be|left|"
+    r"to|earns?|pays?|sells?|takes?|spends?)\b|=)\s*(?:a\s+total\s+of\s+|exactly\s+|equal\s+to\s+|to\s+)?(?P<value>.+)$",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """The final answer's text. ``parts``: all boxes in order; ``side_by_side``: those of one list.
+
+    ``comma``: the language writes decimals with a comma.
+    """
+
+    text: str
+    how: str
+    parts: tuple[str, ...] = ()
+    side_by_side: tuple[str, ...] = ()
+    comma: bool = False
+
+
+def extract(completion: str, *, prose: bool) -> Extracted | None:
+    """The committed final answer, or None. Only what is said outside thinking, in this turn, counts."""
+    said = after_thinking(until_stop(completion))
+    if said is None:
+        return None
+    said = _this_turn(_COMMENT.sub("", said) if "%" in said else said)
+    tags = _ANSWER_TAG.findall(said)
+    if tags:
+        inner = tags[-1].strip()
+        return _from_boxes(inner) or (Extracted(inner, "tag") if inner and "\\boxed" not in inner else None)
+    if "\\boxed" in said or "\\fbox" in said or "\\framebox" in said:
+        boxed = _from_boxes(said)
+        return boxed if boxed or boxes(said) else _announced(said)
+    return _announced(said) or (_stated(said) if prose else None)
+
+
+def _this_turn(text: str) -> str:
+    """Cut where the model begins to play the next question, once it has answered this one."""
+    for turn in _TURN.finditer(text):
+        before = text[: turn.start()]
+        if "\\boxed" in before or _ANSWER_TAG.search(before) or _ANCHOR.search(before[-TAIL:]):
+            return before
+    return text
+
+
+def _from_boxes(text: str) -> Extracted | None:
+    """The last box. Boxes side by side with nothing said between them are one list."""
+    found = boxes(text)
+    if not found or found[-1][2] is None or not found[-1][2].strip():
+        return None
+    whole = tuple(content for _, _, content in found if content is not None)
+    run = [found[-1]]
+    for before in reversed(found[:-1]):
+        gap = text[before[1] : run[0][0]]
+        if before[2] is None or not re.fullmatch(
+            r"(?:[\s,;$.&]|\\\(|\\\)|\\text\s*\{?|\}|\band\b|\bor\b|\\quad|\\,)*", gap
+        ):
+            break
+        run.insert(0, before)
+    side_by_side = list(dict.fromkeys(content or "" for _, _, content in run))
+    text = ", ".join(side_by_side) if len(side_by_side) > 1 else found[-1][2]
+    if len(text) > MAX_ANSWER:
+        return None
+    return Extracted(text, "box", tuple(dict.fromkeys(whole)), tuple(side_by_side))
+
+
+def _announced(text: str) -> Extracted | None:
+    """What follows the last "the answer is", "Answer:", "####" and their kin."""
+    tail = text[-TAIL:]
+    gsm = list(_GSM.finditer(tail))
+    if gsm:
+        return Extracted(gsm[-1][1].strip(), "hash")
+    anchors = list(_ANCHOR.finditer(tail))
+    if not anchors:
+        return None
+    anchor = anchors[-1]
+    if _negated(tail, anchor.start()):
+        return None
+    value = _value_of(tail[anchor.end() :])
+    return Extracted(value, "announced", comma=anchor["comma"] is not None) if value else None
+
+
+def _negated(text: str, at: int) -> bool:
+    """ "I do not know whether the answer is 7", "is the answer 6?" commit to nothing."""
+    before = re.split(r"[.\n!]", text[:at])[-1]
+    after = text[at : at + 200].split("\n")[0]
+    return bool(
+        re.search(r"\b(?:if|whether|not\s+(?:sure|know)|don't\s+know|cannot|maybe|perhaps|might)\b", before, re.I)
+    ) or bool(re.match(r"[^.]*\?", after))
+
+
+def _value_of(rest: str) -> str:
+    """The rest of the sentence; math delimiters that open the value also close it."""
+    rest = rest.lstrip(" \t*_:：\n")
+    rest = re.sub(r"^(?:therefore|thus|then|simply|just|exactly|equal\s+to|given\s+by)\s*,?:?\s*", "", rest, flags=re.I)
+    math = re.match(
+        r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$(?!\d[\d,.]*(?:\s|$|\.|\*))([^$]+?)\$", rest, re.DOTALL
+    )
+    if math and not re.match(r"\s*(?:,|and|or|;)\s*(?:and\s+)?[$\\(]", rest[math.end() :]):
+        unit = re.match(r"\s*([a-zA-Z%°]+)?", rest[math.end() :].split(".")[0])
+        inner = next(group for group in math.groups() if group is not None)
+        word = unit[1] if unit and unit[1] and _only_word(rest[math.end() :]) else ""
+        return inner.strip() + (f" \\text{{ {word}}}" if word else "")
+    end = _SENTENCE_END.search(rest)
+    return (rest[: end.start()] if end else rest).strip(" \t*_`,;").removesuffix(".").strip(" *_")
+
+
+def _only_word(after: str) -> bool:
+    """Whether what follows the formula up to the sentence's end is one word, a unit."""
+    return bool(re.match(r"\s*[a-zA-Z%°]+\s*(?:[.\n]|$)", after))
+
+
+def _stated(text: str) -> Extracted | None:
+    """A completion without any marker: itself when it is a bare formula, else the last plain statement's value."""
+    text = text.strip()
+    if (
+        len(text) <= 300
+        and "\n" not in text
+        and not re.search(r"[a-zA-Z]{2,}.*\s.*[a-zA-Z]{2,}", re.sub(r"\\[a-zA-Z]+", "", text))
+    ):
+        return Extracted(text, "bare")
+    for sentence in reversed(_sentences(text[-TAIL:])):
+        if not re.search(r"\d|\$|\\\(|\\\[", sentence) or re.match(r"\s*(?:\d+\.?|\w+:)", sentence):
+            continue
+        states = _STATES.search(sentence)
+        if _HEDGE.search(sentence) or states is None:
+            return None
+        value = _value_of(_last_statement(states["value"]))
+        return Extracted(_with_unit(value), "stated") if value else None
+    return None
+
+
+def _last_statement(value: str) -> str:
+    again = _STATES.search(value)
+    return _last_statement(again["value"]) if again and re.search(r"\d|\$|\\", again["value"]) else value
+
+
+def _with_unit(value: str) -> str:
+    """ "10 objects" as a number with a unit: plain words behind a number say what is counted."""
+    match = re.fullmatch(r"(\$?[\d.,]+%?)\s+([A-Za-z][A-Za-z ]{0,40})", value)
+    return f"{match[1]} \\text{{ {match[2].split()[0]}}}" if match else value
+
+
+def _sentences(text: str) -> list[str]:
+    return [
+        part
+        for part in re.split(r"(?<=[^\d\s.])\.\s+|(?<=\d)\.\s+(?=[A-Z])|\.$|\n+|[。！？]|(?<=\?)\s|!\s", text)
+        if part.strip()
+    ]

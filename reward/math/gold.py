@@ -1,0 +1,68 @@
+"""Golds: what the dataset calls the answer, made usable or refused with a reason."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import lru_cache
+from typing import Any
+
+from reward.math.nodes import Node, UnparsedError
+from reward.math.normalise import clean
+from reward.math.structure import parse
+from reward.text import last_box
+
+SENTINELS = frozenset(
+    "proof notfound not\u00a0found nan none null n/a na unknown undefined_answer see\u00a0solution todo tbd - ? error".replace(
+        "\u00a0", "_"
+    ).split()
+)
+MAX_WORDS = 8  # of a gold in words; a longer one is a solution, not an answer
+
+
+class BadGoldError(Exception):
+    """This example cannot be judged."""
+
+
+def gold_text(answer: Any) -> str:
+    """The gold as cleaned text. Raises: BadGoldError."""
+    if answer is None or isinstance(answer, bool) or (isinstance(answer, float) and not math.isfinite(answer)):
+        raise BadGoldError(f"answer is {answer!r}")
+    if isinstance(answer, float):
+        answer = int(answer) if answer == int(answer) and abs(answer) < 1e15 else repr(answer)
+    text = str(answer)
+    if "####" in text:
+        text = text.rpartition("####")[2]
+    box = last_box(text)
+    text = clean(box if box is not None else text)
+    if not text or text.casefold().replace(" ", "_") in SENTINELS or flat(text).replace(" ", "_") in SENTINELS:
+        raise BadGoldError(f"answer {answer!r:.80} is no answer")
+    words = re.findall(r"(?<!\\)\b[^\W\d_]{2,}\b", re.sub(r"\\[a-zA-Z]+", " ", text))
+    if len(words) > MAX_WORDS:
+        raise BadGoldError(f"answer of {len(words)} words looks like a solution: {text[:60]!r}")
+    return text
+
+
+@lru_cache(maxsize=4096)
+def readings(text: str) -> tuple[Node, ...]:
+    """The trees of a cleaned text: commas as grouping first, then as separators. Empty when unparsed."""
+    out: list[Node] = []
+    for grouped in (True, False) if re.search(r"\d,\d{3}(?!\d)", text) else (True,):
+        try:
+            out.append(parse(text, grouped=grouped))
+        except (UnparsedError, RecursionError):
+            continue
+    return tuple(out)
+
+
+def flat(text: str) -> str:
+    """Words of a text answer, case-folded, without LaTeX dressing."""
+    text = re.sub(r"\\(?:text|mbox|textrm|textbf|textit|mathrm|operatorname|mathbf)\s*(?=\{)", " ", text)
+    text = re.sub(r"[{}$]|\\[,;! ]", " ", text)
+    text = re.sub(r"^\s*\((.*)\)\s*$", r"\1", text)
+    return " ".join(text.split()).strip(" .,;:!\"'`").casefold()
+
+
+def squeezed(text: str) -> str:
+    """Identity of formulas up to blanks, which is looked at before anything is evaluated."""
+    return re.sub(r"\s+", "", text)

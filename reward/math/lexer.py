@@ -1,0 +1,350 @@
+"""Tokens of a cleaned formula. Words are words, never products of their letters."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reward.math.nodes import UnparsedError
+from reward.text import closing_brace
+
+MAX_TOKENS = 8000
+
+FUNCTIONS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "arccot",
+        "sinh",
+        "cosh",
+        "tanh",
+        "coth",
+        "sech",
+        "csch",
+        "asin",
+        "acos",
+        "atan",
+        "arsinh",
+        "arcosh",
+        "artanh",
+        "ln",
+        "log",
+        "lg",
+        "exp",
+        "sqrt",
+        "cbrt",
+        "abs",
+        "gcd",
+        "lcm",
+        "max",
+        "min",
+        "floor",
+        "ceil",
+        "det",
+        "Re",
+        "Im",
+        "arg",
+        "deg",
+        "dim",
+        "operatorname",
+        "sgn",
+    ]
+)
+CONSTANTS = {"pi": "pi", "infty": "infinity", "inf": "infinity", "infinity": "infinity", "oo": "infinity"}
+GREEK = frozenset(
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "varepsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "vartheta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "varphi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Phi",
+        "Psi",
+        "Omega",
+        "ell",
+        "hbar",
+        "Upsilon",
+        "aleph",
+        "partial",
+        "nabla",
+    ]
+)
+_TEXT_MACROS = frozenset(
+    ["text", "mbox", "textrm", "textit", "textbf", "textsf", "mathrm", "hbox", "texttt", "textnormal", "operatorname"]
+)
+_RENAMED = {
+    "leq": "le", "geq": "ge", "leqslant": "le", "geqslant": "ge", "lt": "<", "gt": ">", "neq": "ne", "dfrac": "frac",
+    "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "choose": "choose", "varnothing": "emptyset",
+    "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "dots": "ldots", "cdots": "ldots", "vert": "|",
+    "mid": "|", "lvert": "|", "rvert": "|", "ast": "*", "times": "*", "cdot": "*", "div": "/", "colon": ":",
+    "land": "and", "wedge": "and", "lor": "or", "vee": "or", "backslash": "setminus", "rightarrow": "to",
+    "simeq": "approx", "cong": "approx", "degree": "circ", "lparen": "(", "rparen": ")", "dotsc": "ldots",
+    "varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi", "Rightarrow": "to", "iff": "to", "implies": "to",
+}  # fmt: skip
+_NUMBER = re.compile(r"\d+\.\d+|\d+\.(?!\d)|\.\d+|\d+")
+_SCIENTIFIC = re.compile(r"(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,9})(?![\d.a-zA-Z])")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
+_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d])")
+_MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """kind: num, cmd (LaTeX command or function), sym, text, op. ``spaced``: blanks stood before it."""
+
+    kind: str
+    text: str
+    value: Fraction = Fraction(0)
+    decimals: int = -1
+    spaced: bool = False
+
+
+class Lexer:
+    """Splits one formula. ``grouped``: whether 1,234 outside brackets is one number."""
+
+    def __init__(self, text: str, *, grouped: bool) -> None:
+        self._text, self._grouped = text, grouped
+        self._here = self._depth = 0
+        self._tokens: list[Token] = []
+
+    def tokens(self) -> list[Token]:
+        while self._here < len(self._text):
+            if len(self._tokens) > MAX_TOKENS:
+                raise UnparsedError("too long")
+            self._step()
+        return self._tokens
+
+    def _step(self) -> None:
+        letter = self._text[self._here]
+        if letter.isspace():
+            self._here += 1
+        elif letter == "\\":
+            self._command()
+        elif letter.isdigit() or (letter == "." and self._text[self._here + 1 : self._here + 2].isdigit()):
+            self._number()
+        elif letter.isalpha():
+            self._word()
+        else:
+            self._operator(letter)
+
+    def _add(self, kind: str, text: str, value: Fraction = Fraction(0), decimals: int = -1) -> None:
+        spaced = self._here > 0 and self._text[self._here - 1].isspace()
+        self._tokens.append(Token(kind, text, value, decimals, spaced))
+
+    def _operator(self, letter: str) -> None:
+        two = self._text[self._here : self._here + 2]
+        if two in ("**", "<=", ">=", "!=", "=="):
+            self._add("op", {"**": "^", "<=": "le", ">=": "ge", "!=": "ne", "==": "="}[two])
+            self._here += 2
+            return
+        if letter not in "+-*/^_()[]{}|=<>,;:!%'&":
+            raise UnparsedError(f"character {letter!r}")
+        self._depth += (letter in "([") - (letter in ")]")
+        self._add("op", letter)
+        self._here += 1
+
+    def _number(self) -> None:
+        rest = self._text[self._here : self._here + 5000]
+        if match := _REPEATING.match(rest):
+            whole, fixed, cycle = match[1] or "0", match[2], match[3]
+            scale, nines = 10 ** len(fixed), 10 ** len(cycle) - 1
+            value = Fraction(int(whole + fixed), scale) + Fraction(int(cycle), scale * nines)
+            self._add("num", match[0], value)
+        elif match := _SCIENTIFIC.match(rest):
+            power = int(match[2])
+            if abs(power) > 5000:
+                raise UnparsedError("exponent too large")
+            self._add("num", match[0], Fraction(match[1]) * Fraction(10) ** power)
+        elif (match := _MIXED.match(rest)) and int(match[3]):
+            self._add("num", match[0], int(match[1]) + Fraction(int(match[2]), int(match[3])))
+        elif self._grouped and self._depth <= 0 and (match := _GROUPED.match(rest)):
+            digits = match[0].replace(",", "")
+            tail = re.compile(r"\.\d+").match(rest, match.end())
+            decimal = tail[0] if tail else ""
+            self._add("num", digits, Fraction(digits + decimal), len(decimal) - 1 if decimal else -1)
+            self._here += len(decimal)
+        else:
+            match = _NUMBER.match(rest)
+            assert match
+            self._add("num", match[0], Fraction(match[0].rstrip(".")), _decimals(match[0]))
+        self._here += match.end()
+
+    def _word(self) -> None:
+        start = self._here
+        while self._here < len(self._text) and self._text[self._here].isalpha():
+            self._here += 1
+        word, self._here = self._text[start : self._here], start
+        for kind, part in _split_word(word):
+            self._add(kind, part)
+            self._here += len(part)
+
+    def _command(self) -> None:
+        match = re.compile(r"\\([a-zA-Z]+)\*?|\\(.)").match(self._text, self._here)
+        if match is None:
+            raise UnparsedError("stray backslash")
+        name = match[1] or match[2]
+        if name in _TEXT_MACROS and self._text[match.end() :].lstrip()[:1] == "{":
+            self._text_macro(match.end())
+            return
+        if name in ("begin", "end"):
+            self._environment(name, match.end())
+            return
+        if name in ("mathbb", "mathds"):
+            inner = re.compile(r"\s*\{?\s*([A-Z])\s*\}?").match(self._text, match.end())
+            if not inner:
+                raise UnparsedError(r"\mathbb")
+            self._add("cmd", "bb" + inner[1])
+            self._here = inner.end()
+            return
+        name = _RENAMED.get(name, name)
+        self._depth += (name in ("\\{", "{", "langle")) - (name in ("\\}", "}", "rangle"))
+        if name in ("{", "}"):
+            self._add("op", "\\" + name)
+        elif name in GREEK:
+            self._add("sym", name)
+        elif len(name) == 1 and not name.isalpha():
+            self._add("op", name if name != "\\" else "row")
+        elif name in ("le", "ge", "ne", "and", "or", "\\{", "\\}"):
+            self._add("op", name)
+        else:
+            self._add("cmd", name)
+        self._here = match.end()
+
+    def _text_macro(self, start: int) -> None:
+        start = self._text.index("{", start)
+        end = closing_brace(self._text, start)
+        if end is None:
+            raise UnparsedError("open brace")
+        content = self._text[start + 1 : end - 1].strip()
+        if content in FUNCTIONS or content in CONSTANTS:
+            self._add("cmd", content)
+        elif content.casefold() in ("and", "or"):
+            self._add("op", content.casefold())
+        elif re.fullmatch(r"[A-Za-z]", content) and self._tokens and self._tokens[-1].kind != "num":
+            self._add("sym", content)
+        elif re.search(r"[A-Za-z]{2}|[^\W\d_a-zA-Z]", content) or re.fullmatch(r"[A-Za-z%]", content):
+            self._add("text", content)
+        else:  # \text{13}
+            self._tokens.extend(Lexer(content, grouped=self._grouped).tokens())
+        self._here = end
+
+    def _environment(self, name: str, start: int) -> None:
+        match = re.compile(r"\s*\{([a-zA-Z]+)\*?\}(?:\s*\{[lcr|]*\})?").match(self._text, start)
+        if match is None:
+            raise UnparsedError("environment")
+        self._depth += 1 if name == "begin" else -1
+        self._add("cmd", f"{name}:{match[1]}")
+        self._here = match.end()
+
+
+def _decimals(text: str) -> int:
+    return len(text.partition(".")[2]) if "." in text.rstrip(".") else -1
+
+
+def _split_word(word: str) -> list[tuple[str, str]]:
+    """A run of letters: a function, a constant, one or two symbols, a conjunction, or a word."""
+    if word in FUNCTIONS:
+        return [("cmd", word)]
+    if word.casefold() in ("and", "or"):
+        return [("op", word.casefold())]
+    if word in CONSTANTS:
+        return [("cmd", word)]
+    if word in GREEK and len(word) > 2:
+        return [("sym", word)]
+    if len(word) == 1:
+        return [("sym", word)] if word.isascii() else [("text", word)]
+    for name in sorted(FUNCTIONS | CONSTANTS.keys(), key=len, reverse=True):
+        rest = word[len(name) :]
+        if len(name) > 1 and word.startswith(name) and len(rest) <= 2 and name not in ("in", "oo", "inf", "Re", "Im"):
+            return [("cmd", name), *_split_word(rest)] if rest else [("cmd", name)]
+    if len(word) == 2 and word.isascii() and word.casefold() not in _SHORT_WORDS:
+        return [("sym", word[0]), ("sym", word[1])]
+    return [("text", word)]
+
+
+_SHORT_WORDS = frozenset(
+    [
+        "no",
+        "on",
+        "is",
+        "it",
+        "in",
+        "of",
+        "or",
+        "am",
+        "my",
+        "so",
+        "at",
+        "as",
+        "by",
+        "do",
+        "go",
+        "he",
+        "me",
+        "we",
+        "up",
+        "us",
+        "an",
+        "be",
+        "if",
+        "to",
+        "ok",
+        "cm",
+        "km",
+        "mm",
+        "kg",
+        "mg",
+        "ml",
+        "ft",
+        "pm",
+        "hz",
+        "mi",
+        "oz",
+        "lb",
+        "yd",
+        "kj",
+        "mj",
+        "kw",
+        "gb",
+        "mb",
+        "nm",
+        "kn",
+        "pa",
+        "hr",
+    ]
+)

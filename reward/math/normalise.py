@@ -1,0 +1,145 @@
+"""From the many ways to write a formula (Unicode, ASCII, LaTeX dressing) to one. Pure text, no meaning."""
+
+from __future__ import annotations
+
+import re
+
+from reward.text import closing_brace, visible
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣʸᵏᵐ", "0123456789+-()nixykm")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx")
+_VULGAR = {
+    "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
+    "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8", "⅐": "1/7", "⅑": "1/9", "⅒": "1/10",
+}  # fmt: skip
+_SIGNS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r" \times ", "·": r" \cdot ", "⋅": r" \cdot ",
+    "∙": r" \cdot ", "•": r" \cdot ", "÷": r" \div ", "∕": "/", "⁄": "/", "≤": r" \le ", "≥": r" \ge ",
+    "⩽": r" \le ", "⩾": r" \ge ", "≠": r" \ne ", "∞": r" \infty ", "°": r"^\circ ", "º": r"^\circ ",
+    "∪": r" \cup ", "∩": r" \cap ", "∅": r" \emptyset ", "⌀": r" \emptyset ", "∈": r" \in ", "ℝ": r" \mathbb{R} ",
+    "ℤ": r" \mathbb{Z} ", "ℕ": r" \mathbb{N} ", "ℚ": r" \mathbb{Q} ", "ℂ": r" \mathbb{C} ", "±": r" \pm ",
+    "∓": r" \mp ", "≈": r" \approx ", "≅": r" \approx ", "√": r" \sqrt ", "∛": r" \cbrt ", "…": r" \ldots ",
+    "→": r" \to ", "∖": r" \setminus ", "⌊": r" \lfloor ", "⌋": r" \rfloor ", "⌈": r" \lceil ", "⌉": r" \rceil ",
+    "⟨": r" \langle ", "⟩": r" \rangle ", "∧": r" \wedge ", "∨": r" \vee ", "≡": r" \equiv ", "¬": r" \neg ",
+    "ℓ": "l", "。": ".", "、": ",", "；": ";", "，": ",", "（": "(", "）": ")", "％": "%", "：": ":",
+}  # fmt: skip
+_GREEK = dict(
+    zip(
+        "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩϕϵ",
+        [
+            "alpha",
+            "beta",
+            "gamma",
+            "delta",
+            "epsilon",
+            "zeta",
+            "eta",
+            "theta",
+            "iota",
+            "kappa",
+            "lambda",
+            "mu",
+            "nu",
+            "xi",
+            "pi",
+            "rho",
+            "sigma",
+            "tau",
+            "upsilon",
+            "phi",
+            "chi",
+            "psi",
+            "omega",
+            "Gamma",
+            "Delta",
+            "Theta",
+            "Lambda",
+            "Xi",
+            "Pi",
+            "Sigma",
+            "Phi",
+            "Psi",
+            "Omega",
+            "phi",
+            "epsilon",
+        ],
+        strict=True,
+    )
+)
+_SIGNS |= {letter: rf" \{name} " for letter, name in _GREEK.items()}
+_SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
+_SUP_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣʸᵏᵐ]+")
+_SUB_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ]+")
+_VULGAR_RUN = re.compile(f"(\\d?)\\s*([{''.join(_VULGAR)}])")
+_THIN = "\u00a0\u2009\u202f\u2008\u2007"
+# Only groups of three digits are groups: 12\,345 is a number, 1\,23 is not.
+_THIN_GROUP = re.compile(
+    rf"(?<![\d.,])\d{{1,3}}(?:(?:\\[,;! ]|\\thinspace\s*|~|[{_THIN}]|\{{,\}}|,\\!|'|\\')\d{{3}})+(?![\d])"
+)
+_NOISE = re.compile(
+    r"(?<!\\)\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?|[bB]igg?|,|;|!|:|>|\s|quad|qquad|thinspace|nolimits"
+    r"|hfill|enspace|middle|allowbreak|nonumber|notag|strut)(?![a-zA-Z])|~|\\(?:hspace|vspace|label|tag|phantom)\*?\{[^{}]*\}"
+)
+_DRESSING = re.compile(r"\\(?:mathbf|mathit|boldsymbol|bm|mathsf|mathtt|mathcal|pmb|emph|underline|mathord)\s*(?=\{)")
+_STYLE_SWITCH = re.compile(r"\\(?:bf|it|rm|sf|tt|bfseries|itshape)(?![a-zA-Z])")
+_COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
+_LABEL = re.compile(
+    r"^(?:\\(?:text|textbf|mathrm)\s*\{)?\s*(?:the\s+)?(?:final\s+)?(?:answer|ans|result|solution)(?:\s+is)?\s*[:=]\s*\}?\s*",
+    re.I,
+)
+_ORDINAL = re.compile(
+    r"(?<=\d)\s*\^?\s*\{?\s*\\?(?:text|mathrm|textsuperscript)?\s*\{?\s*(?:st|nd|rd|th)\b\s*\}?\s*\}?"
+)
+
+
+def clean(text: str) -> str:
+    """One spelling of a formula. Idempotent in effect; never evaluates anything."""
+    text = _VULGAR_RUN.sub(lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]], text)
+    text = _SUP_RUN.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
+    text = _SUB_RUN.sub(lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
+    text = _SIGN.sub(lambda m: _SIGNS[m[0]], text)
+    text = _THIN_GROUP.sub(lambda m: re.sub(r"\D", "", m[0]), text)
+    text = _SIGN.sub(lambda m: _SIGNS[m[0]], visible(text))
+    text = _strip_wrappers(text)
+    text = _DRESSING.sub("", _STYLE_SWITCH.sub(" ", _COLOUR.sub("", text)))
+    text = _NOISE.sub(" ", text).replace("{,}", ",")
+    text = (
+        _ORDINAL.sub(" ", text) if re.search(r"\d\s*\^?\s*\{?\s*(?:\\\w+)?\s*\{?\s*(?:st|nd|rd|th)\b", text) else text
+    )
+    return _trim(" ".join(text.split()))
+
+
+def _strip_wrappers(text: str) -> str:
+    """Dollar signs, display delimiters, inner boxes and markdown emphasis around the whole or inside."""
+    text = re.sub(r"\\[()\[\]]", " ", text) if not re.search(r"\\\\\s*\[", text) else text
+    text = (
+        re.sub(r"\\\$|\$", " ", text).replace("**", " ")
+        if "**" not in text or _emphasis(text)
+        else text.replace("$", " ")
+    )
+    while (start := re.search(r"\\(?:boxed|fbox|framebox)\s*\{", text)) is not None:
+        end = closing_brace(text, start.end() - 1)
+        if end is None:
+            break
+        text = text[: start.start()] + text[start.end() : end - 1] + text[end:]
+    return text
+
+
+def _emphasis(text: str) -> bool:
+    """Whether ** is markdown bold rather than a power: 3*x**2 is a power, **73** is bold."""
+    return not re.search(r"[\w)}]\s*\*\*\s*[\w({\\+-]", text)
+
+
+def _trim(text: str) -> str:
+    """Drop labels, a final dot and empty decoration from both ends."""
+    before = None
+    while before != text:
+        before = text
+        text = _LABEL.sub("", text.strip())
+        text = (
+            re.sub(r"[\s.,;:!?]+$", "", text)
+            if not re.search(r"\d\s*!$|[a-zA-Z})]\s*!$", text)
+            else text.rstrip(" .,;:?")
+        )
+        text = re.sub(r"^[\s,;:*_`\"]+|[\s*_`\"]+$", "", text)
+    return text
