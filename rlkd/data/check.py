@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from reward.verdict import Verdict
 from rlkd.data.cards import DataCard
 from rlkd.data.curate.filters import question_faults
 from rlkd.data.fields import lookup
@@ -36,10 +37,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-class GoldChecker(Protocol):
-    """The part of a verifier that the check uses."""
-
-    def check_gold(self, example: Mapping[str, Any]) -> Any: ...
+CheckGolds = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def check_card(
     *,
     data_dir: str | Path | None = None,
     rows: Iterable[tuple[int, Row | BadRow]] | None = None,
-    verifier: GoldChecker | None = None,
+    check_golds: CheckGolds | None = None,
     tokenizer: ChatTokenizer | None = None,
     against: Sequence[str] | None = None,
     embedder: Any = None,
@@ -120,7 +118,7 @@ def check_card(
 
     Args:
         rows: numbered rows instead of those that the card names.
-        verifier: its ``check_gold`` must accept each gold; none: not checked, and the report says so.
+        check_golds: must accept each gold, e.g. ``VerifierPool.check_golds``; none: not checked, which the report says.
         tokenizer: the student's, for lengths, template and round trip; none: not checked, and the report says so.
         against: cards of evaluation sets; default: those that the card names.
         max_tokens: prompt and trace together must fit.
@@ -133,7 +131,7 @@ def check_card(
     for number, example in numbered:
         report.answer_kinds[answer_kind(example["answer"])] += 1
         report.faults += [RowFault(number, fault, _short(example["question"])) for fault in question_faults(example)]
-    report.faults += _gold_faults(numbered, verifier, report)
+    report.faults += _gold_faults(numbered, check_golds, report)
     report.faults += _contamination(card, numbered, against, data_dir, embedder, report)
     report.faults += _token_faults(card, numbered, tokenizer, max_tokens, report)
     return report
@@ -199,13 +197,13 @@ def _duplicate_faults(numbered: Sequence[tuple[int, Row]]) -> Iterator[RowFault]
 
 
 def _gold_faults(
-    numbered: Sequence[tuple[int, Row]], verifier: GoldChecker | None, report: CheckReport
+    numbered: Sequence[tuple[int, Row]], check_golds: CheckGolds | None, report: CheckReport
 ) -> Iterator[RowFault]:
-    if verifier is None:
+    if check_golds is None:
         report.skipped.append("golds (no verifier)")
         return
-    for number, example in numbered:
-        verdict = verifier.check_gold(example)
+    verdicts = check_golds([example for _, example in numbered])
+    for (number, example), verdict in zip(numbered, verdicts, strict=True):
         if verdict.score != 1.0:
             yield RowFault(number, "gold not accepted by its verifier", f"{example['answer'][:60]!r}: {verdict.reason}")
 

@@ -11,80 +11,18 @@ counts as wrong); the order of rows stays, as the trainer shuffles with its own 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+from pydantic import BaseModel, ConfigDict, Field
 
-from reward.verdict import Verdict
 from rlkd.data.cards import DataCard
 from rlkd.data.curate.run import curate, curated_rows
-from rlkd.data.curate.step import STEPS, Decision, Step, traces_of
+from rlkd.data.curate.step import Step
+from rlkd.data.curate.where import Label, LabelTraces, VerifyBatch
 from rlkd.data.rows import Row, atomic_open, dump_row, write_json
-
-VerifyBatch = Callable[[Sequence[tuple[str, Mapping[str, Any]]]], Sequence[Verdict]]
-Label = Literal["both", "verifier", "claim"]
-
-
-@STEPS.register("where_filter")
-class WhereFilter(Step):
-    """Keep rows whose fields have one of the ``keep`` values and none of the ``drop`` values.
-
-    REDI: ``keep={"problem_is_valid": ["Yes"]}, drop={"source": ["cn_k12"]}``.
-    """
-
-    kind: ClassVar[str] = "where_filter"
-    keep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    drop: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-
-    def decide(self, rows: Sequence[Row]) -> list[Decision]:
-        return [self._decide(row) for row in rows]
-
-    def _decide(self, row: Row) -> Decision:
-        for name, values in self.keep.items():
-            if row.get(name) not in values:
-                return Decision.drop(f"{name} is none of {', '.join(map(str, values))}", value=row.get(name))
-        for name, values in self.drop.items():
-            if row.get(name) in values:
-                return Decision.drop(f"{name} is {row[name]}")
-        return Decision(row)
-
-
-@STEPS.register("label_traces")
-class LabelTraces(Step):
-    """Judge every trace: ``right`` becomes True, False or None (the verifier abstained), ``verdict`` its reason."""
-
-    kind: ClassVar[str] = "label_traces"
-    label: Label = "verifier"
-    verifier: Any = Field(default=None, description="its spec, for the report and for resuming")
-    verify_batch: SkipValidation[VerifyBatch | None] = Field(default=None, exclude=True)
-
-    def decide(self, rows: Sequence[Row]) -> list[Decision]:
-        items = [(trace["text"], row) for row in rows for trace in traces_of(row)]
-        if self.verify_batch is None and self.label != "claim":
-            raise ValueError("label_traces needs a verifier, unless label is 'claim'")
-        verdicts = self.verify_batch(items) if self.verify_batch and self.label != "claim" else [None] * len(items)
-        labelled = iter(verdicts)
-        return [
-            Decision({**row, "traces": [self._labelled(trace, next(labelled)) for trace in row["traces"]]})
-            for row in rows
-        ]
-
-    def _labelled(self, trace: Row, verdict: Verdict | None) -> Row:
-        claim = trace.get("claim")
-        score = None if verdict is None else verdict.score
-        checked = None if score is None else score >= 1.0
-        right = {"verifier": checked, "claim": claim, "both": _both(checked, claim)}[self.label]
-        return {**trace, "right": right, "checked": checked, "verdict": verdict.reason if verdict else "not asked"}
-
-
-def _both(checked: bool | None, claim: bool | None) -> bool | None:
-    """Right when both say so, wrong when either denies, unknown otherwise."""
-    if checked is False or claim is False:
-        return False
-    return True if checked and claim else None
 
 
 class PairSettings(BaseModel):
@@ -119,6 +57,7 @@ def build_pairs(
     *,
     card: DataCard | None,
     verify_batch: VerifyBatch | None,
+    verifier: Any = None,
     label: Label = "verifier",
     filters: Sequence[Step] = (),
     settings: PairSettings | None = None,
@@ -128,12 +67,12 @@ def build_pairs(
 
     Args:
         source: a file of rows; with a card, raw rows of that card, else rows with question, answer and traces.
+        verifier: its spec, written to the report; a resume with another one is refused.
         filters: steps to run before judging, e.g. WhereFilter and LengthFilter.
         label: whose word makes a trace right: the verifier's, the publisher's claim, or both (REDI).
     """
     out, settings = Path(out), settings or PairSettings()
-    spec = card.verifier if card is not None else None
-    steps = [*filters, LabelTraces(label=label, verifier=spec, verify_batch=verify_batch)]
+    steps = [*filters, LabelTraces(label=label, verifier=verifier, verify_batch=verify_batch)]
     report = PairReport(curation=[each.line() for each in curate(source, steps, out / "judged", card=card)])
     stages: Counter[str] = Counter()
     length = token_counter or (lambda text: len(text.split()))

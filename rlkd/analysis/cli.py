@@ -1,0 +1,87 @@
+"""``rlkd analyze ...``: each command writes a table and a picture and prints the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Agreement, teacher hacking and provenance of distilled models.")
+
+Out = Annotated[Path, typer.Option(help="folder for the table (.md, .csv) and the picture (.png)")]
+
+
+@app.command("agreement")
+def agreement(
+    rows: Annotated[Path, typer.Argument(help="JSON lines: answer (gold), teacher and student texts")],
+    out: Out,
+    verifier: Annotated[str, typer.Option(help="judges both against the gold and against each other")] = "math",
+) -> None:
+    """Agreement and fidelity of a distilled model with its teacher."""
+    from reward.registry import load
+    from rlkd.analysis.agreement import agreement_table, bleu, compare, draw_agreement
+    from rlkd.analysis.report import write_report
+    from rlkd.data.rows import good_rows
+
+    judge = load(verifier)
+    table = agreement_table([compare(row, judge, bleu) for row in good_rows(rows)])
+    write_report(out, "agreement", [table], draw_agreement(table))
+    typer.echo(table.markdown())
+
+
+@app.command("hacking")
+def hacking(
+    metrics: Annotated[Path, typer.Argument(help="JSON lines of a run's metrics")],
+    out: Out,
+    proxy: Annotated[str, typer.Option(help="name of the distance to the teacher")],
+    golden: Annotated[str | None, typer.Option(help="name of the distance to the truth, or its stand-in")] = None,
+    step: Annotated[str, typer.Option(help="name of the step counter")] = "step",
+) -> None:
+    """Teacher-hacking monitor: proxy against golden, and the break of the proxy's power law."""
+    from rlkd.analysis.hacking import Curve, draw_hacking, hacking_table
+    from rlkd.analysis.report import write_report
+    from rlkd.data.rows import good_rows
+    from rlkd.errors import DataCardError
+
+    names = [step, proxy, *([golden] if golden else [])]
+    found = [row for row in good_rows(metrics) if all(isinstance(row.get(name), (int, float)) for name in names)]
+    if not found:
+        raise DataCardError(f"{metrics}: no row has numbers under all of {', '.join(names)}")
+    columns: dict[str, tuple[float, ...]] = {name: tuple(float(row[name]) for row in found) for name in names}
+    measured = Curve(columns[step], columns[proxy])
+    truth = Curve(columns[step], columns[golden]) if golden else None
+    table = hacking_table(measured, truth)
+    write_report(out, "hacking", [table], draw_hacking(measured, truth))
+    typer.echo(table.markdown())
+
+
+@app.command("provenance")
+def provenance(
+    rows: Annotated[Path, typer.Argument(help="JSON lines: question, text sampled from the distilled model, right")],
+    out: Out,
+    teacher: Annotated[str, typer.Option(help="model folder, hub id or package:NAME")],
+    student: Annotated[str, typer.Option(help="the student before training")],
+    distilled: Annotated[str, typer.Option(help="the student after training")],
+    alpha: float = 0.05,
+    beta: float = 0.1,
+    min_answers: Annotated[int, typer.Option(help="curves end where fewer answers are that long")] = 5,
+) -> None:
+    """Provenance of a distilled model's sentences: teacher, student, shared or boosted."""
+    from rlkd.analysis.provenance import draw_provenance, provenance_table, trace_answer
+    from rlkd.analysis.report import write_report
+    from rlkd.data.curate.perplexity import question_prompt
+    from rlkd.data.models import named_scorer
+    from rlkd.data.rows import good_rows
+
+    found = list(good_rows(rows))
+    pairs = [(question_prompt(row), row["text"]) for row in found]
+    # one model in memory at a time
+    scores = [named_scorer(name, out / "models")(pairs) for name in (teacher, student, distilled)]
+    answers = [
+        trace_answer(row["text"], bool(row["right"]), (t, s, d), alpha=alpha, beta=beta)
+        for row, t, s, d in zip(found, *scores, strict=True)
+    ]
+    table = provenance_table(answers, min_answers)
+    write_report(out, "provenance", [table], draw_provenance(answers, min_answers))
+    typer.echo(table.markdown())

@@ -1,0 +1,74 @@
+"""Rows chosen by field values, and traces labelled right or wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, SkipValidation
+
+from reward.verdict import Verdict
+from rlkd.data.curate.step import STEPS, Decision, Step, traces_of
+from rlkd.data.rows import Row
+
+VerifyBatch = Callable[[Sequence[tuple[str, Mapping[str, Any]]]], Sequence[Verdict]]
+Label = Literal["both", "verifier", "claim"]
+
+
+@STEPS.register("where_filter")
+class WhereFilter(Step):
+    """Keep rows whose fields have one of the ``keep`` values and none of the ``drop`` values.
+
+    REDI: ``keep={"problem_is_valid": ["Yes"]}, drop={"source": ["cn_k12"]}``.
+    """
+
+    kind: ClassVar[str] = "where_filter"
+    keep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    drop: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+
+    def decide(self, rows: Sequence[Row]) -> list[Decision]:
+        return [self._decide(row) for row in rows]
+
+    def _decide(self, row: Row) -> Decision:
+        for name, values in self.keep.items():
+            if row.get(name) not in values:
+                return Decision.drop(f"{name} is none of {', '.join(map(str, values))}", value=row.get(name))
+        for name, values in self.drop.items():
+            if row.get(name) in values:
+                return Decision.drop(f"{name} is {row[name]}")
+        return Decision(row)
+
+
+@STEPS.register("label_traces")
+class LabelTraces(Step):
+    """Judge every trace: ``right`` becomes True, False or None (the verifier abstained), ``verdict`` its reason."""
+
+    kind: ClassVar[str] = "label_traces"
+    label: Label = "verifier"
+    verifier: Any = Field(default=None, description="its spec, for the report and for resuming")
+    verify_batch: SkipValidation[VerifyBatch | None] = Field(default=None, exclude=True)
+
+    def decide(self, rows: Sequence[Row]) -> list[Decision]:
+        items = [(trace["text"], row) for row in rows for trace in traces_of(row)]
+        if self.verify_batch is None and self.label != "claim":
+            raise ValueError("label_traces needs a verifier, unless label is 'claim'")
+        verdicts = self.verify_batch(items) if self.verify_batch and self.label != "claim" else [None] * len(items)
+        labelled = iter(verdicts)
+        return [
+            Decision({**row, "traces": [self._labelled(trace, next(labelled)) for trace in row["traces"]]})
+            for row in rows
+        ]
+
+    def _labelled(self, trace: Row, verdict: Verdict | None) -> Row:
+        claim = trace.get("claim")
+        score = None if verdict is None else verdict.score
+        checked = None if score is None else score >= 1.0
+        right = {"verifier": checked, "claim": claim, "both": _both(checked, claim)}[self.label]
+        return {**trace, "right": right, "checked": checked, "verdict": verdict.reason if verdict else "not asked"}
+
+
+def _both(checked: bool | None, claim: bool | None) -> bool | None:
+    """Right when both say so, wrong when either denies, unknown otherwise."""
+    if checked is False or claim is False:
+        return False
+    return True if checked and claim else None
