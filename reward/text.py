@@ -127,3 +127,22 @@ def last_box(text: str) -> str | None:
     """The content of the last box, or None when there is none or it is broken."""
     found = boxes(text)
     return found[-1][2] if found else None
+
+
+_BETWEEN_BOXES = re.compile(r"(?:[\s,;$.&*]|\\[()\[\]]|\\text\s*\{?|\}|\band\b|\bor\b|\\quad|\\,)*")
+
+
+def last_boxes(text: str) -> list[str]:
+    """The last box and those right before it with nothing said between them; empty when the last one is broken.
+
+    ``\\boxed{1} \\boxed{2}`` is a list of two; in ``\\boxed{1}. Wait, it is \\boxed{2}`` the last one stands alone.
+    """
+    found = boxes(text)
+    if not found or found[-1][2] is None or not found[-1][2].strip():
+        return []
+    run = [found[-1]]
+    for before in reversed(found[:-1]):
+        if before[2] is None or not _BETWEEN_BOXES.fullmatch(text[before[1] : run[0][0]]):
+            break
+        run.insert(0, before)
+    return list(dict.fromkeys(content or "" for _, _, content in run))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from reward.text import after_thinking, boxes, until_stop
+from reward.text import after_thinking, boxes, last_boxes, until_stop
 
 MAX_ANSWER = 20_000
 TAIL = 4000  # of a text without box or tag: the answer is looked for at its end
@@ -92,23 +92,12 @@ def _this_turn(text: str) -> str:
 
 def _from_boxes(text: str) -> Extracted | None:
     """The last box. Boxes side by side with nothing said between them are one list."""
-    found = boxes(text)
-    if not found or found[-1][2] is None or not found[-1][2].strip():
+    side_by_side = last_boxes(text)
+    answer = ", ".join(side_by_side)
+    if not answer or len(answer) > MAX_ANSWER:
         return None
-    whole = tuple(content for _, _, content in found if content is not None)
-    run = [found[-1]]
-    for before in reversed(found[:-1]):
-        gap = text[before[1] : run[0][0]]
-        if before[2] is None or not re.fullmatch(
-            r"(?:[\s,;$.&]|\\\(|\\\)|\\text\s*\{?|\}|\band\b|\bor\b|\\quad|\\,)*", gap
-        ):
-            break
-        run.insert(0, before)
-    side_by_side = list(dict.fromkeys(content or "" for _, _, content in run))
-    text = ", ".join(side_by_side) if len(side_by_side) > 1 else found[-1][2]
-    if len(text) > MAX_ANSWER:
-        return None
-    return Extracted(text, "box", tuple(dict.fromkeys(whole)), tuple(side_by_side))
+    whole = dict.fromkeys(content for _, _, content in boxes(text) if content is not None)
+    return Extracted(answer, "box", tuple(whole), tuple(side_by_side))
 
 
 def _announced(text: str) -> Extracted | None:

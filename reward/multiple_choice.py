@@ -1,0 +1,222 @@
+"""One committed option letter, in any common dressing, or an option's text when the options are known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from reward.protocol import Example
+from reward.text import after_thinking, boxes, fold, last_boxes, until_stop
+from reward.verdict import Verdict
+
+_OPEN = r"(?:[*_`\"'“‘\[{(<（【$]|\\[({\[]|\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\s*\{|\\boxed\s*\{)"
+_CLOSE = r"(?:[*_`\"'”’\]})>）】$]|\\[)}\]])"
+_LETTER = rf"(?:{_OPEN}\s*)*(?P<letter>[A-Ja-j])(?![\w'’])(?:\s*{_CLOSE})*"
+_OPTION_WORD = r"(?:(?:the\s+)?(?:option|choice|letter|answer|alternative|statement|选项|选)\s*:?\s*)?"
+_ANCHOR = re.compile(
+    r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|choice|option)\s*(?:letter\s*)?(?:\*\*)?\s*"
+    r"(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:)\s*(?:therefore|thus|clearly|simply)?\s*:?"
+    r"|(?:正确|最终|最佳)?(?:答案|选项)\s*(?:应该|应|就)?\s*(?:是|为|选|：|:)+|故选|应选|所以选|因此选|选择"
+    r"|(?:antwort|respuesta|réponse|reponse|resposta|risposta|ответ|antwoord)(?:\s+\w+)?\s*(?:ist|est|es|é|è|:|：|is)(?!\w)"
+    r"|(?:答え|解答)\s*(?:は|：|:)",
+    re.IGNORECASE,
+)
+_CONCLUDES = re.compile(
+    r"(?:\bgo(?:ing)?\s+with|\bchoose|\bpick|\bselect|\bmust\s+be|\bhas\s+to\b\s+be|\bshould\s+be|\bit\s+is|\bit's|\banswer|\bso|\bthus"
+    r"|\btherefore|\bhence|\bthen|\bconclude|\bleaves(?:\s+us\s+with)?|\bis)\s*,?\s*(?:only\s+)?(?:\s*:)?",
+    re.IGNORECASE,
+)
+_SEVERAL = re.compile(r"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{\"']*[A-J](?![\w'’])")
+_NEGATED = re.compile(r"(?:\bnot|n't|\bnever|\bneither|\bexcept|\bincorrect|\bwrong|不是|并非)\s*(?:\w+\s+){0,1}[(*\"']*$", re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
+_HEDGE = re.compile(r"\b(?:might|maybe|perhaps|possibly|could\s+be|not\s+sure|cannot\s+decide|either)\b|\?", re.IGNORECASE)
+_TURN = re.compile(r"\n\s*(?:question|problem|user|human|q)\s*\d*\s*:|<\|im_start\|>|\[INST\]", re.IGNORECASE)
+TAIL = 4000
+
+
+class MultipleChoiceVerifier:
+    """Judges the last committed letter: answer tag, else last box, else the last "answer is X", else a conclusion.
+
+    Gold: ``example["answer_idx"]`` if present, else ``example["answer"]``: one letter A-J, several for multi-select
+    ("A,C"), or an option's text when ``example["options"]`` (a mapping or a list) is there. Case is free; a letter
+    that is part of a word, the pronoun I and the article a never count; two letters for a one-letter gold are wrong.
+
+    Args:
+        boxed_only: AlphaMed's rule: only the last box is read.
+    """
+
+    name = "multiple_choice"
+
+    def __init__(self, *, boxed_only: bool = False) -> None:
+        self._boxed_only = boxed_only
+
+    def verify(self, completion: str, example: Example) -> Verdict:
+        options = options_of(example)
+        gold = self._gold(example, options)
+        if gold is None:
+            return Verdict.abstain("bad_gold", f"answer {_raw_gold(example)!r:.80} is no option letter")
+        said = after_thinking(until_stop(completion or ""))
+        chosen = None if said is None else self._chosen(_this_turn(said)[-TAIL * 4 :], options)
+        if not chosen:
+            return Verdict.wrong(reason="unparsed", detail="no committed option")
+        shown = ",".join(sorted(chosen))
+        return Verdict.right(shown) if chosen == gold else Verdict.wrong(shown)
+
+    def check_gold(self, example: Example) -> Verdict:
+        """Right when the gold names an option that exists."""
+        options = options_of(example)
+        gold = self._gold(example, options)
+        if gold is None or (options and not gold <= options.keys()):
+            return Verdict.abstain("bad_gold", f"answer {_raw_gold(example)!r:.80} is none of {sorted(options)}")
+        return Verdict.right(",".join(sorted(gold)))
+
+    def _gold(self, example: Example, options: Mapping[str, str]) -> frozenset[str] | None:
+        raw = _raw_gold(example)
+        if not isinstance(raw, str) or not raw.strip():
+            return None
+        letters = re.fullmatch(r"\s*\(?[A-Z]\)?\.?(?:\s*[,;/&]?\s*(?:and\s+)?[A-Z])*\s*", raw)
+        if letters:
+            return frozenset(re.findall(r"[A-Z]", raw))
+        matching = [letter for letter, text in options.items() if fold(text) == fold(raw)]
+        return frozenset(matching) if len(matching) == 1 else None
+
+    def _chosen(self, said: str, options: Mapping[str, str]) -> frozenset[str]:
+        tags = _ANSWER_TAG.findall(said)
+        if tags and not self._boxed_only:
+            inner = tags[-1]
+            return self._from_box(inner, options) if boxes(inner) else letters_of(inner, options) or self._announced(inner, options)
+        if boxes(said):
+            return self._from_box(said, options)
+        return frozenset() if self._boxed_only else self._announced(said, options)
+
+    def _from_box(self, text: str, options: Mapping[str, str]) -> frozenset[str]:
+        chosen = [letters_of(content, options) for content in last_boxes(text)]
+        return frozenset().union(*chosen) if chosen and all(chosen) else frozenset()
+
+    def _announced(self, said: str, options: Mapping[str, str]) -> frozenset[str]:
+        """The last announcement that is followed by a letter; else a bare answer; else the last conclusion."""
+        said = said[-TAIL:]
+        bare = letters_of(said, options)
+        if bare:
+            return bare
+        anchors = list(_ANCHOR.finditer(said))
+        for anchor in reversed(anchors):
+            found = _letter_after(said, anchor.end(), options)
+            if found and not _hedged(_sentence(said, anchor.start()), options):
+                return found
+        return _concluded(said, options)
+
+
+def _raw_gold(example: Example) -> Any:
+    return example.get("answer_idx") or example.get("answer")
+
+
+def options_of(example: Example) -> dict[str, str]:
+    """Letter to text; a list is lettered from A."""
+    options = example.get("options")
+    if isinstance(options, Mapping):
+        return {str(letter).strip().upper(): str(text) for letter, text in options.items()}
+    if isinstance(options, (list, tuple)):
+        return {chr(ord("A") + index): str(text) for index, text in enumerate(options)}
+    return {}
+
+
+def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
+    """A short content as a choice: a letter alone, a letter and its option's text, several letters, or a text alone."""
+    content = content.strip()
+    plain = re.sub(r"\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\s*", "", content)
+    plain = re.sub(r"[\\{}$*_`\"'“”‘’]", " ", plain).strip(" .,;:!。")
+    plain = re.sub(rf"^{_OPTION_WORD}", "", plain, flags=re.IGNORECASE).strip()
+    if re.fullmatch(r"[(\[<（【]?\s*[A-Ja-j]\s*[)\]>）】]?[.:]?", plain):
+        return frozenset(re.findall(r"[A-Ja-j]", plain.upper()))
+    named = re.fullmatch(r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[.:：,、)\-–—]|\)\s)\s*(.+)", plain, re.DOTALL)
+    if named and _by_text(named[2], options) == {named[1].upper()}:
+        return frozenset([named[1].upper()])
+    if spelled := _by_text(content, options):
+        return spelled
+    several = re.fullmatch(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|/|;|&|and|or|、|和|\s)\s*[(\[]?[A-J][)\]]?)+", plain)
+    if several:
+        return frozenset(re.findall(r"\b[A-J]\b", plain))
+    if named and len(plain) < 400 and not re.match(r"(?:[(\[]?[A-J][)\]]?\s*(?:,|or\b|and\b))", named[2]):
+        return _named(named[1].upper(), named[2], options)
+    return frozenset()
+
+
+def _named(letter: str, text: str, options: Mapping[str, str]) -> frozenset[str]:
+    """Letter with a text: the text of another option beside it is a contradiction, not an answer."""
+    other = _by_text(text, options)
+    return frozenset() if other and other != {letter} else frozenset([letter])
+
+
+def _by_text(text: str, options: Mapping[str, str]) -> frozenset[str]:
+    folded = fold(re.sub(r"\\(?:text|mathrm)\s*\{(.*)\}", r"\1", text))
+    matching = [letter for letter, option in options.items() if fold(option) == folded]
+    return frozenset(matching) if folded and len(matching) == 1 else frozenset()
+
+
+def _texts(options: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Option texts long enough not to be mistaken for a letter."""
+    return [(letter, folded) for letter, text in options.items() if len(folded := fold(text)) > 1]
+
+
+def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[str]:
+    rest = text[at : at + 500]
+    spelled = fold(rest)
+    starting = [(len(option), letter) for letter, option in _texts(options) if spelled.startswith(option)]
+    if starting:
+        return frozenset([max(starting)[1]])
+    match = re.compile(rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE).match(rest)
+    if match:
+        return _committed(match, rest, options)
+    line = rest.strip().split("\n")[0]
+    return _by_text(re.split(r"(?<=\w)\.(?:\s|$)", line)[0], options)
+
+
+def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> frozenset[str]:
+    """The matched letter, unless more letters or a word follow that make it something else."""
+    letter, after = match["letter"], rest[match.end() :]
+    dressed = match[0].rstrip()[-1:] != letter
+    goes_on = re.match(r"\s+[\w(]", after) and not re.match(r"\s+(?:because|since|as|for|or|and)\b", after)
+    if not dressed and goes_on and (letter in "aI" or letter.islower()):
+        return frozenset()  # "a common cause", "I think"; a capital A may go on: "A is right"
+    if not dressed and letter == "A" and re.match(r"\s+[a-z]{3,}", after) and not re.match(r"\s+(?:because|since|for|and)\b", after):
+        return frozenset()
+    letters = [letter.upper()]
+    while (more := _SEVERAL.match(after)) is not None:
+        letters.append(more[0].strip(" *()[]{}\"'")[-1].upper())
+        after = after[more.end() :].lstrip("*)]}\"'")
+    return frozenset(letters)
+
+
+def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
+    """Without an announcement: the letter of the last sentence that concludes with one and denies none of it."""
+    for sentence in reversed([part for part in re.split(r"(?<=[a-zA-Z)*])[.!](?:\s+|$)|\n+|。", said) if part and part.strip()]):
+        if _hedged(sentence, options):
+            return frozenset()
+        for match in reversed(list(_CONCLUDES.finditer(sentence))):
+            found = re.compile(rf"\s*{_OPTION_WORD}{_LETTER}", re.IGNORECASE).match(sentence, match.end())
+            if found and not _NEGATED.search(sentence[: found.start("letter")]):
+                chosen = _committed(found, sentence, options)
+                if chosen:
+                    return chosen
+        correct = re.search(rf"\b(?:option|choice)\s+{_LETTER}\s+is\s+(?:the\s+)?(?:correct|right|best)", sentence, re.IGNORECASE)
+        if correct:
+            return frozenset([correct["letter"].upper()])
+    return frozenset()
+
+
+def _hedged(sentence: str, options: Mapping[str, str]) -> bool:
+    """Whether doubt is expressed; a word that is itself an option (yes, no, maybe) is no doubt."""
+    return any(fold(doubt[0]) not in map(fold, options.values()) for doubt in _HEDGE.finditer(sentence))
+
+
+def _sentence(text: str, at: int) -> str:
+    start = max(text.rfind(". ", 0, at), text.rfind("\n", 0, at)) + 1
+    ends = [end for end in (text.find(". ", at), text.find("\n", at)) if end >= 0]
+    return text[start : min(ends, default=len(text))]
+
+
+def _this_turn(text: str) -> str:
+    turn = next((turn for turn in _TURN.finditer(text) if _ANCHOR.search(text[: turn.start()]) or boxes(text[: turn.start()])), None)
+    return text[: turn.start()] if turn else text
