@@ -164,8 +164,9 @@ def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[s
     rest = text[at : at + 500]
     spelled = fold(rest)
     starting = [(len(option), letter) for letter, option in _texts(options) if spelled.startswith(option)]
-    if starting:
-        return frozenset([max(starting)[1]])
+    longest = max(starting, default=(0, ""))
+    if [length for length, _ in starting].count(longest[0]) == 1:
+        return frozenset([longest[1]])
     match = re.compile(rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE).match(rest)
     if match:
         return _committed(match, rest, options)

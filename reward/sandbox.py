@@ -1,0 +1,192 @@
+"""Running an untrusted Python program: namespaces, limits, and a parent that decides when it is over."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkd.errors import VerifierError
+
+MAX_OUTPUT = 1_000_000  # bytes of stdout; a program that writes more is stopped
+MAX_ERRORS = 64_000  # bytes of stderr kept, from its end
+WATCH_S = 0.05  # between two looks at the memory of all its processes
+_LAUNCHER = Path(__file__).with_name("sandbox_launcher.py")
+_PYTHON = os.path.realpath(sys.executable)
+_UIDS = itertools.count(secrets.randbelow(40_000))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one program: wall-clock seconds, megabytes (each process, and all together twice that), processes."""
+
+    time_limit_s: float = 4.0
+    memory_limit_mb: int = 384
+    processes: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """status: ok (exit code 0), exit, signal, timeout, memory, output; ``failed`` when there was no sandbox."""
+
+    status: str
+    stdout: bytes
+    detail: str = ""
+
+
+def visible_paths() -> list[str]:
+    """What the program can read: system libraries and the Python that runs this, without site-packages of a venv."""
+    prefix = os.path.realpath(sys.base_prefix)
+    system = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom"]
+    return [path for path in system if os.path.lexists(path)] + ([] if prefix.startswith("/usr") else [prefix])
+
+
+def _mountpoint() -> str:
+    for path in ("/mnt", "/media", "/srv", "/tmp"):  # noqa: S108 - covered by a private mount, never written
+        if os.path.isdir(path) and not os.path.realpath(sys.base_prefix).startswith(path + "/"):
+            return path
+    raise VerifierError("code sandbox: none of /mnt, /media, /srv, /tmp exists to mount on")
+
+
+def run(program: str, *, stdin: str = "", limits: Limits = Limits()) -> Outcome:  # noqa: B008 - frozen
+    """Run a program to its end or its limits. Everything it started is dead when this returns."""
+    key = secrets.token_hex(16)
+    config = {
+        "program": program,
+        "stdin": stdin,
+        "key": key,
+        "parent": os.getpid(),
+        "python": _PYTHON,
+        "visible": visible_paths(),
+        "mountpoint": _mountpoint(),
+        "uid": 2_000_000 + next(_UIDS) % 50_000 + 50_000 * (os.getpid() % 100),
+        "time_limit_s": limits.time_limit_s,
+        "memory_limit_mb": limits.memory_limit_mb,
+        "processes": limits.processes,
+    }
+    process = subprocess.Popen(
+        [_PYTHON, "-I", "-S", "-B", str(_LAUNCHER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={"PATH": "/usr/bin:/bin"},
+    )
+    watch = _Watch(process, limits)
+    try:
+        watch.feed(json.dumps(config).encode())
+        status = watch.until_over()
+    finally:
+        _kill(process)
+    return _outcome(status, bytes(watch.stdout), bytes(watch.stderr), key)
+
+
+def _outcome(status: str, stdout: bytes, stderr: bytes, key: str) -> Outcome:
+    if status != "ended":
+        return Outcome(status, stdout)
+    report = _report(stderr, key)
+    text = stderr.decode("utf-8", "replace")
+    if "failed" in report:
+        return Outcome("failed", b"", str(report["failed"]))
+    if "signal" in report:
+        name = signal.Signals(report["signal"]).name if report["signal"] in signal.valid_signals() else "?"
+        return Outcome("timeout" if name == "SIGXCPU" else "signal", stdout, name)
+    if report.get("exit") == 0:
+        return Outcome("ok", stdout)
+    if not report:
+        return Outcome("failed", b"", "the sandbox ended without a report")
+    memory = "MemoryError" in text[-4000:]
+    return Outcome("memory" if memory else "exit", stdout, text.rpartition("\n{")[0][-300:].strip())
+
+
+def _report(stderr: bytes, key: str) -> dict[str, Any]:
+    """The line that init wrote: the one with the key, which the program never saw."""
+    for line in reversed(stderr.decode("utf-8", "replace").splitlines()):
+        if key in line:
+            with contextlib.suppress(ValueError):
+                return dict(json.loads(line))
+    return {}
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The launcher's death takes init along, and init's death everything in its pid namespace."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+class _Watch:
+    """Reads a program's output and looks at its clock and memory."""
+
+    def __init__(self, process: subprocess.Popen[bytes], limits: Limits) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._process, self._limits, self._stdin = process, limits, process.stdin
+        self.stdout, self.stderr = bytearray(), bytearray()
+        self._streams = {process.stdout.fileno(): self.stdout, process.stderr.fileno(): self.stderr}
+
+    def feed(self, config: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.write(config)
+            self._stdin.close()
+
+    def until_over(self) -> str:
+        """ended, or the limit that was met: timeout, memory, output."""
+        deadline = time.monotonic() + self._limits.time_limit_s
+        poller = select.poll()
+        for stream in self._streams:
+            poller.register(stream, select.POLLIN | select.POLLHUP)
+        looked = time.monotonic()
+        while self._streams:
+            now = time.monotonic()
+            if now >= deadline:
+                return "timeout"
+            for stream, _ in poller.poll(min(WATCH_S, deadline - now) * 1000):
+                if not self._read(stream):
+                    poller.unregister(stream)
+            if len(self.stdout) > MAX_OUTPUT:
+                return "output"
+            if time.monotonic() - looked > WATCH_S:
+                looked = time.monotonic()
+                if tree_memory_mb(self._process.pid) > 2 * self._limits.memory_limit_mb:
+                    return "memory"
+        return "ended"
+
+    def _read(self, stream: int) -> bool:
+        chunk = os.read(stream, 1 << 16)
+        target = self._streams[stream]
+        target += chunk
+        if target is self.stderr and len(target) > 2 * MAX_ERRORS:
+            del target[:-MAX_ERRORS]
+        if not chunk:
+            del self._streams[stream]
+        return bool(chunk)
+
+
+def tree_memory_mb(pid: int) -> float:
+    """Resident memory of a process and all its descendants."""
+    page, total, queue = os.sysconf("SC_PAGE_SIZE"), 0, [pid]
+    while queue:
+        current = queue.pop()
+        try:
+            total += int(Path(f"/proc/{current}/statm").read_text().split()[1])
+            for task in os.listdir(f"/proc/{current}/task"):  # noqa: PTH208
+                queue += map(int, Path(f"/proc/{current}/task/{task}/children").read_text().split())
+        except (OSError, ValueError, IndexError):
+            continue
+    return total * page / 2**20
