@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ class CheckReport:
     def ok(self) -> bool:
         """True when nothing is wrong (a check that was skipped is named in ``skipped``)."""
         return not self.faults
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain data, every fault included."""
+        faults = [asdict(fault) for fault in self.faults]
+        return {**vars(self), "ok": self.ok, "faults": faults, "answer_kinds": dict(self.answer_kinds)}
 
     def by_kind(self) -> dict[str, list[RowFault]]:
         """Faults grouped by kind, most frequent first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +70,7 @@ def check(
             embedder=_embedder() if embed else None,
             max_tokens=max_tokens,
         )
-    typer.echo(json.dumps(asdict(report), ensure_ascii=False, indent=1) if as_json else "\n".join(report.lines()))
+    typer.echo(json.dumps(report.as_json(), ensure_ascii=False, indent=1) if as_json else "\n".join(report.lines()))
     raise typer.Exit(0 if report.ok else 1)
 
 

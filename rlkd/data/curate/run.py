@@ -15,7 +15,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ class StepReport:
             setattr(self, key, getattr(self, key) + counts[key])
         self.removed.update(counts["removed"])
         self.parts += 1
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {**vars(self), "removed": dict(self.removed.most_common())}
 
     def line(self) -> str:
         """The report in one line."""
@@ -86,7 +90,7 @@ def curate(
         target = out / f"{number:02d}-{name}"
         reports.append(_run_step(step, name, folder, target, chain))
         folder = target
-    write_json(out / "report.json", {"result": folder.name, "steps": [asdict(report) for report in reports]})
+    write_json(out / "report.json", {"result": folder.name, "steps": [report.as_json() for report in reports]})
     return reports
 
 
@@ -119,11 +123,11 @@ def _run_read(
 
 def _read_row(number: int, row: Row | BadRow, card: DataCard | None) -> Decision:
     if isinstance(row, BadRow):
-        return Decision.drop(row.reason, row=number, excerpt=row.excerpt)
+        return Decision.drop("unreadable row", row=number, why=row.reason, excerpt=row.excerpt)
     try:
         example = card.example(row) if card is not None else dict(row)
     except DataCardError as error:
-        return Decision.drop("not readable by the card", row=number, error=str(error))
+        return Decision.drop("no example", row=number, why=str(error))
     return Decision({"id": str(number), **example, "row": number})
 
 
@@ -198,7 +202,7 @@ def _trace_count(row: Row) -> int:
 
 def _close_report(report: StepReport, folder: Path, started: float) -> StepReport:
     report.seconds = round(time.monotonic() - started, 3)
-    write_json(folder / "report.json", asdict(report))
+    write_json(folder / "report.json", report.as_json())
     return report
 
 
