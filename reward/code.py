@@ -23,7 +23,7 @@ _REASONS: dict[str, Reason] = {"timeout": "timeout", "memory": "memory"}
 
 # Reads the candidate's source and the arguments; writes one line a call. It holds nothing worth stealing: whatever is
 # forged here still has to equal an expected value that only the parent knows.
-_HARNESS = '''
+_HARNESS = """
 import json, os, sys
 
 def encode(value, depth=0):
@@ -57,7 +57,7 @@ for part in job["fn"].split("."):
 for arguments in job["calls"]:
     out.write(json.dumps(encode(target(*arguments))) + "\\n")
     out.flush()
-'''
+"""
 
 
 class CodeVerifier:
@@ -158,7 +158,9 @@ def suite_of(example: Example) -> dict[str, Any] | str:
     if not isinstance(raw, Mapping) or raw.get("type") not in ("call", "stdio"):
         return "tests need type: call or stdio"
     tests = raw.get("tests")
-    pairs = isinstance(tests, (list, tuple)) and all(isinstance(test, (list, tuple)) and len(test) == 2 for test in tests)
+    pairs = isinstance(tests, (list, tuple)) and all(
+        isinstance(test, (list, tuple)) and len(test) == 2 for test in tests
+    )
     if not tests or not pairs:
         return "tests: at least one [input, expected] pair is needed"
     if raw["type"] == "call":
@@ -173,7 +175,7 @@ def program_of(completion: str) -> str | None:
     said = after_thinking(until_stop(completion))
     if said is None:
         return None
-    blocks = [block[2] for block in _FENCE.findall(said) if block[1].casefold() in _PYTHON_NAMES]
+    blocks = [str(block[2]) for block in _FENCE.findall(said) if block[1].casefold() in _PYTHON_NAMES]
     if blocks:
         compiling = [block for block in blocks if _compiles(block)]
         return compiling[-1] if compiling else blocks[-1]
@@ -229,9 +231,7 @@ def same_output(got: str, expected: str) -> bool:
     ours, theirs = ([line.split() for line in text.rstrip().split("\n")] for text in (got, expected))
     if len(ours) != len(theirs):
         return False
-    return all(
-        len(one) == len(two) and all(map(_same_token, one, two)) for one, two in zip(ours, theirs, strict=True)
-    )
+    return all(len(one) == len(two) and all(map(_same_token, one, two)) for one, two in zip(ours, theirs, strict=True))
 
 
 def _same_token(got: str, expected: str) -> bool:

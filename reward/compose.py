@@ -28,7 +28,9 @@ class Composition:
 
     name = "compose"
 
-    def __init__(self, *, outcome: Spec | Sequence[Mapping[str, Any]], shaping: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self, *, outcome: Spec | Sequence[Mapping[str, Any]], shaping: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         parts = [{"verifier": outcome}] if isinstance(outcome, (str, Mapping)) else list(outcome)
         self._outcome = [_term(part, "outcome", {"verifier", "weight"}) for part in parts]
         self._shaping = [_term(part, "shaping", {"verifier", "weight", "as", "only_right"}) for part in shaping]
@@ -112,4 +114,6 @@ class Route:
         return self._routes.get(str(example.get(self._field)), self._default)
 
     def _lost(self, example: Example) -> Verdict:
-        return Verdict.abstain("bad_gold", f"{self._field}={example.get(self._field)!r}; routes: {', '.join(self._routes)}")
+        return Verdict.abstain(
+            "bad_gold", f"{self._field}={example.get(self._field)!r}; routes: {', '.join(self._routes)}"
+        )

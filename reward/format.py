@@ -52,7 +52,7 @@ class FormatVerifier:
         if not tail.strip():
             return "nothing after the thinking block"
         opens, closes = tail.count(self._answer_open), tail.count(self._answer_close)
-        if opens != closes or opens > 1 or self._answer_close in head and self._require:
+        if opens != closes or opens > 1 or (self._answer_close in head and self._require):
             return f"{opens} opening and {closes} closing answer tags"
         block = re.fullmatch(rf"(?s).*{re.escape(self._answer_open)}(.*){re.escape(self._answer_close)}\s*", tail)
         if opens and (block is None or not block[1].strip()):

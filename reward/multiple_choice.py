@@ -28,9 +28,13 @@ _CONCLUDES = re.compile(
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(r"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{\"']*[A-J](?![\w'’])")
-_NEGATED = re.compile(r"(?:\bnot|n't|\bnever|\bneither|\bexcept|\bincorrect|\bwrong|不是|并非)\s*(?:\w+\s+){0,1}[(*\"']*$", re.IGNORECASE)
+_NEGATED = re.compile(
+    r"(?:\bnot|n't|\bnever|\bneither|\bexcept|\bincorrect|\bwrong|不是|并非)\s*(?:\w+\s+){0,1}[(*\"']*$", re.IGNORECASE
+)
 _ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
-_HEDGE = re.compile(r"\b(?:might|maybe|perhaps|possibly|could\s+be|not\s+sure|cannot\s+decide|either)\b|\?", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"\b(?:might|maybe|perhaps|possibly|could\s+be|not\s+sure|cannot\s+decide|either)\b|\?", re.IGNORECASE
+)
 _TURN = re.compile(r"\n\s*(?:question|problem|user|human|q)\s*\d*\s*:|<\|im_start\|>|\[INST\]", re.IGNORECASE)
 TAIL = 4000
 
@@ -85,7 +89,11 @@ class MultipleChoiceVerifier:
         tags = _ANSWER_TAG.findall(said)
         if tags and not self._boxed_only:
             inner = tags[-1]
-            return self._from_box(inner, options) if boxes(inner) else letters_of(inner, options) or self._announced(inner, options)
+            return (
+                self._from_box(inner, options)
+                if boxes(inner)
+                else letters_of(inner, options) or self._announced(inner, options)
+            )
         if boxes(said):
             return self._from_box(said, options)
         return frozenset() if self._boxed_only else self._announced(said, options)
@@ -167,7 +175,9 @@ def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[s
     longest = max(starting, default=(0, ""))
     if [length for length, _ in starting].count(longest[0]) == 1:
         return frozenset([longest[1]])
-    match = re.compile(rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE).match(rest)
+    match = re.compile(
+        rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE
+    ).match(rest)
     if match:
         return _committed(match, rest, options)
     line = rest.strip().split("\n")[0]
@@ -181,7 +191,12 @@ def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> f
     goes_on = re.match(r"\s+[\w(]", after) and not re.match(r"\s+(?:because|since|as|for|or|and)\b", after)
     if not dressed and goes_on and (letter in "aI" or letter.islower()):
         return frozenset()  # "a common cause", "I think"; a capital A may go on: "A is right"
-    if not dressed and letter == "A" and re.match(r"\s+[a-z]{3,}", after) and not re.match(r"\s+(?:because|since|for|and)\b", after):
+    if (
+        not dressed
+        and letter == "A"
+        and re.match(r"\s+[a-z]{3,}", after)
+        and not re.match(r"\s+(?:because|since|for|and)\b", after)
+    ):
         return frozenset()
     letters = [letter.upper()]
     while (more := _SEVERAL.match(after)) is not None:
@@ -192,7 +207,9 @@ def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> f
 
 def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
     """Without an announcement: the letter of the last sentence that concludes with one and denies none of it."""
-    for sentence in reversed([part for part in re.split(r"(?<=[a-zA-Z)*])[.!](?:\s+|$)|\n+|。", said) if part and part.strip()]):
+    for sentence in reversed(
+        [part for part in re.split(r"(?<=[a-zA-Z)*])[.!](?:\s+|$)|\n+|。", said) if part and part.strip()]
+    ):
         if _hedged(sentence, options):
             return frozenset()
         for match in reversed(list(_CONCLUDES.finditer(sentence))):
@@ -201,7 +218,9 @@ def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
                 chosen = _committed(found, sentence, options)
                 if chosen:
                     return chosen
-        correct = re.search(rf"\b(?:option|choice)\s+{_LETTER}\s+is\s+(?:the\s+)?(?:correct|right|best)", sentence, re.IGNORECASE)
+        correct = re.search(
+            rf"\b(?:option|choice)\s+{_LETTER}\s+is\s+(?:the\s+)?(?:correct|right|best)", sentence, re.IGNORECASE
+        )
         if correct:
             return frozenset([correct["letter"].upper()])
     return frozenset()
@@ -219,5 +238,8 @@ def _sentence(text: str, at: int) -> str:
 
 
 def _this_turn(text: str) -> str:
-    turn = next((turn for turn in _TURN.finditer(text) if _ANCHOR.search(text[: turn.start()]) or boxes(text[: turn.start()])), None)
+    turn = next(
+        (turn for turn in _TURN.finditer(text) if _ANCHOR.search(text[: turn.start()]) or boxes(text[: turn.start()])),
+        None,
+    )
     return text[: turn.start()] if turn else text

@@ -27,7 +27,9 @@ class NumericVerifier:
 
     def __init__(self, *, relative: float = 1e-2, absolute: float = 0.0) -> None:
         if not (0 <= relative < 1 and absolute >= 0):
-            raise VerifierError(f"numeric: relative={relative}, absolute={absolute}; accepted: 0 <= relative < 1, absolute >= 0")
+            raise VerifierError(
+                f"numeric: relative={relative}, absolute={absolute}; accepted: 0 <= relative < 1, absolute >= 0"
+            )
         self._relative, self._absolute = Fraction(relative), Fraction(absolute)
 
     def verify(self, completion: str, example: Example) -> Verdict:

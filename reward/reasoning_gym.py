@@ -18,7 +18,9 @@ _ANNOUNCED = re.compile(r"(?:final\s+)?answer\s*(?:\*\*)?\s*(?:is|:)\s*(?:\*\*)?
 # Some scorers eval the answer, or hand it to sympy's parse_expr, which is eval. What a policy wrote is never evaluated:
 # to the first kind it must be a literal (no call is possible without a bracket), to the second a formula.
 LITERAL = frozenset(["string_insertion", "spiral_matrix", "binary_matrix", "n_queens"])
-FORMULA = frozenset(["countdown", "puzzle24", "intermediate_integration", "simple_integration", "polynomial_multiplication"])
+FORMULA = frozenset(
+    ["countdown", "puzzle24", "intermediate_integration", "simple_integration", "polynomial_multiplication"]
+)
 _FORMULA = re.compile(
     r"(?:[\d\s.,()+*/^=-]|(?<![a-zA-Z])(?:sin|cos|tan|exp|log|ln|sqrt|pi|asin|acos|atan|sinh|cosh|tanh|[a-zA-Z])(?![a-zA-Z]))*"
 )
@@ -60,7 +62,7 @@ class ReasoningGymVerifier:
 
     def _score(self, answer: str, entry: Mapping[str, Any]) -> Verdict:
         task = str(entry["metadata"]["source_dataset"])
-        if task in FORMULA and not _FORMULA.fullmatch(answer) or task in LITERAL and re.search(r"\(|__", answer):
+        if (task in FORMULA and not _FORMULA.fullmatch(answer)) or (task in LITERAL and re.search(r"\(|__", answer)):
             return Verdict.wrong(answer[:200], reason="unparsed", detail="not a plain formula or literal")
         score = self._raw_score(answer, entry)
         if score is None:
@@ -77,7 +79,16 @@ class ReasoningGymVerifier:
         scorer = _scorer(str(entry["metadata"]["source_dataset"]))
         try:
             return float(scorer(answer=answer, entry=dict(entry)))
-        except (ArithmeticError, AssertionError, LookupError, SyntaxError, TypeError, ValueError, AttributeError, NameError):
+        except (
+            ArithmeticError,
+            AssertionError,
+            LookupError,
+            SyntaxError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            NameError,
+        ):
             return None
 
 
@@ -99,7 +110,9 @@ def _tasks() -> Mapping[str, Any]:
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise MissingExtraError("verifier 'reasoning_gym' needs the package reasoning-gym: pip install 'rlkd[train]'") from error
+        raise MissingExtraError(
+            "verifier 'reasoning_gym' needs the package reasoning-gym: pip install 'rlkd[train]'"
+        ) from error
     return dict(DATASETS)
 
 
@@ -123,5 +136,3 @@ def _answer(completion: str) -> str:
         return box.strip()
     announced = list(_ANNOUNCED.finditer(said))
     return (said[announced[-1].end() :] if announced else said).strip()
-
-

@@ -52,13 +52,13 @@ def visible_paths() -> list[str]:
 
 
 def _mountpoint() -> str:
-    for path in ("/mnt", "/media", "/srv", "/tmp"):  # noqa: S108 - covered by a private mount, never written
+    for path in ("/mnt", "/media", "/srv", "/tmp"):
         if os.path.isdir(path) and not os.path.realpath(sys.base_prefix).startswith(path + "/"):
             return path
     raise VerifierError("code sandbox: none of /mnt, /media, /srv, /tmp exists to mount on")
 
 
-def run(program: str, *, stdin: str = "", limits: Limits = Limits()) -> Outcome:  # noqa: B008 - frozen
+def run(program: str, *, stdin: str = "", limits: Limits = Limits()) -> Outcome:
     """Run a program to its end or its limits. Everything it started is dead when this returns."""
     key = secrets.token_hex(16)
     config = {

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from typing import Any
 
 CLONE = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
@@ -29,7 +30,7 @@ def check(result: int, what: str) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def isolate(config: dict) -> None:
+def isolate(config: dict[str, Any]) -> None:
     """Enter the namespaces. Root needs no user namespace; anybody else becomes uid 1000 in one."""
     root = os.geteuid() == 0
     uid, gid = os.geteuid(), os.getegid()
@@ -42,10 +43,12 @@ def isolate(config: dict) -> None:
     check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "private mounts")
 
 
-def build_root(config: dict) -> None:
+def build_root(config: dict[str, Any]) -> None:
     """A root of our own on a small tmpfs: system libraries and this Python bound read-only, an empty work folder."""
     top = config["mountpoint"]
-    check(libc.mount(b"tmpfs", top.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, b"size=16m,nr_inodes=2000,mode=755"), "tmpfs")
+    check(
+        libc.mount(b"tmpfs", top.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, b"size=16m,nr_inodes=2000,mode=755"), "tmpfs"
+    )
     for path in config["visible"]:
         if os.path.islink(path):
             os.makedirs(os.path.dirname(top + path), exist_ok=True)
@@ -73,7 +76,7 @@ def bind(source: str, target: str, device: bool = False) -> None:
     check(libc.mount(None, target.encode(), None, flags, None), f"read-only {source}")
 
 
-def limit(config: dict) -> None:
+def limit(config: dict[str, Any]) -> None:
     memory = config["memory_limit_mb"] * 2**20
     seconds = int(config["time_limit_s"]) + 1
     for kind, value in (
@@ -87,7 +90,7 @@ def limit(config: dict) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def become_nobody(config: dict) -> None:
+def become_nobody(config: dict[str, Any]) -> None:
     """Root turns into a uid that owns nothing and is shared with no other sandbox, so that its process limit is its own."""
     if os.geteuid() == 0:
         os.setgroups([])
@@ -102,11 +105,17 @@ def run_program(config: dict, stdin: int) -> None:
     become_nobody(config)
     limit(config)
     os.closerange(3, 256)
-    environment = {"PATH": "/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": WORK,
+        "LANG": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+    }
     os.execve(config["python"], [config["python"], "-I", "-S", "-B", "-X", "utf8", WORK + "/main.py"], environment)
 
 
-def init(config: dict) -> None:
+def init(config: dict[str, Any]) -> None:
     """Pid 1: starts the program, waits for it alone, and reports. Ends, and with it everything."""
     os.dup2(2, REPORT_FD)
     build_root(config)
