@@ -72,6 +72,7 @@ class TrainRow:
     completion_ids: tuple[int, ...]
     rollout_logprobs: tuple[float, ...]
     advantage: float
+    index: int = -1  # place in the step's flat order of rollouts
     trained: bool = True  # false: no token of it is trained (abstained, masked truncation)
     distilled: bool = True  # false: the teacher does not pull here
     teacher_logprobs: tuple[float, ...] | None = None

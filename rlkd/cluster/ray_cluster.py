@@ -85,7 +85,9 @@ def gather(pending: Sequence[Pending], deadline_s: float) -> list[Any]:
         if not ready:
             stuck = ", ".join(f"{call.worker.name} (`{call.what}`)" for call in waiting.values())
             first = next(iter(waiting.values())).worker
-            raise ClusterError(f"no progress for {deadline_s:.0f} s in {stuck}; {first.log_file} ends with\n{first.tail()}")
+            raise ClusterError(
+                f"no progress for {deadline_s:.0f} s in {stuck}; {first.log_file} ends with\n{first.tail()}"
+            )
         for ref in ready:
             waiting.pop(ref).result(1.0)
     return [call.result(deadline_s) for call in pending]
@@ -133,7 +135,8 @@ class Cluster:
         import ray
 
         threads = max(1, self.hardware.cpus // self.hardware.nodes) if not self.hardware.on_gpu else 1
-        variables = {**_QUIET, "OMP_NUM_THREADS": str(threads), **(env or {})}
+        device = "cuda" if self.hardware.on_gpu else "cpu"
+        variables = {**_QUIET, "DS_ACCELERATOR": device, "OMP_NUM_THREADS": str(threads), **(env or {})}
         options: dict[str, Any] = {
             "num_cpus": 0.01,  # workers take turns; Ray only has to place them
             "num_gpus": gpus if self.hardware.on_gpu else 0,

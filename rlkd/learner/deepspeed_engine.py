@@ -24,7 +24,8 @@ class DeepSpeedEngine:
     def __init__(self, policy: PackedPolicy, *, learner: LearnerSpec, optim: OptimSpec, world_size: int) -> None:
         import deepspeed
 
-        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self.bf16 = learner.precision == "bf16"
+        self.trained = trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         config = _config(learner, optim, world_size)
         # DeepSpeed's own CPU Adam is compiled at run time; it is worth that only where it keeps GPU memory free.
         optimizer = None if learner.offload_optimizer else torch.optim.AdamW(trained, **_adamw(optim))
@@ -49,9 +50,16 @@ class DeepSpeedEngine:
         """One optimizer update. Returns: the global gradient norm before clipping."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
+        plain = self._plain_norm()
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        return float(norm if plain is None else plain)
+
+    def _plain_norm(self) -> Tensor | None:
+        """The norm where DeepSpeed does not report one: unsharded float32 parameters, reduced over ranks already."""
+        if self.zero_stage or self.bf16:
+            return None
+        return torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
 
     @contextmanager
     def gathered(self) -> Iterator[dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rlkd.recipe import Recipe
 from rlkd.records import TrainRow
 
 Counts = dict[str, tuple[float, float]]  # name -> (sum, count)
+Kept = dict[int, list[float]]  # rollout index -> policy_logprobs
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -31,6 +32,17 @@ class Update:
     rows: tuple[TrainRow, ...]
     denominators: Denominators
     micro_batches: int  # the same on every rank: ranks with fewer pad with empty passes
+
+
+@dataclass
+class _Pass:
+    """What one step collects on one rank."""
+
+    step: int
+    proximal: Kept
+    keep: int
+    counts: Counts = field(default_factory=dict)
+    kept: Kept = field(default_factory=dict)
 
 
 class Learner:
@@ -76,52 +88,50 @@ class Learner:
 
     # ------------------------------------------------------------ training
 
-    def train_step(self, updates: Sequence[Update], *, step: int) -> Counts:
-        """Run the step's updates. Returns: statistics as (sum, count) pairs of this rank.
+    def train_step(self, updates: Sequence[Update], *, step: int, keep: int = 0) -> tuple[Counts, Kept]:
+        """Run the step's updates.
+
+        Args:
+            keep: rollouts whose ``policy_logprobs`` are returned for the rollout log: the first so many of the step.
+
+        Returns: statistics as (sum, count) pairs of this rank, and log-probs by rollout index.
 
         Raises: NumericsError when a loss or gradient norm is not finite; nothing has been written then.
         """
         everything = [row for update in updates for row in update.rows]
-        keep = len(updates) > 1
-        proximal = dict(zip(map(id, everything), self.score(everything), strict=True)) if keep else {}
-        counts: Counts = {}
+        scores = self.score(everything) if len(updates) > 1 else []
+        proximal = {row.index: values for row, values in zip(everything, scores, strict=bool(scores))}
+        pass_ = _Pass(step, proximal, keep)
         for index, update in enumerate(updates):
-            self._update(update, step=step, proximal=proximal, counts=counts, first=index == 0)
-        return counts
+            self._update(update, pass_, first=index == 0)
+        return pass_.counts, pass_.kept
 
-    def _update(
-        self, update: Update, *, step: int, proximal: Mapping[int, list[float]], counts: Counts, first: bool
-    ) -> None:
+    def _update(self, update: Update, pass_: _Pass, *, first: bool) -> None:
         self.policy.train()
         batches: list[MicroBatch | None] = [*self._batches(update.rows)]
         batches += [None] * (update.micro_batches - len(batches))
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            loss = self._padding_loss() if batch is None else self._loss(batch, update, step, proximal, counts, first)
+            loss = self._padding_loss() if batch is None else self._loss(batch, update, pass_, first)
             if not torch.isfinite(loss):
-                raise NumericsError(f"rank {self.rank}, step {step}: the loss is {float(loss)}; nothing was updated")
+                raise NumericsError(
+                    f"rank {self.rank}, step {pass_.step}: the loss is {float(loss)}; nothing was updated"
+                )
             self.engine.backward(loss, last=last)
         lr = learning_rate(self.recipe.optim, self.updates, self.total_updates)
         norm = self.engine.step(lr)
         if not norm < float("inf"):
-            raise NumericsError(f"rank {self.rank}, step {step}: the gradient norm is {norm}")
+            raise NumericsError(f"rank {self.rank}, step {pass_.step}: the gradient norm is {norm}")
         self.updates += 1
         if self.rank == 0:
-            _add(counts, "grad_norm", norm, 1)
-            _add(counts, "lr", lr, 1)
+            _add(pass_.counts, "grad_norm", norm, 1)
+            _add(pass_.counts, "lr", lr, 1)
 
-    def _loss(
-        self,
-        batch: MicroBatch,
-        update: Update,
-        step: int,
-        proximal: Mapping[int, list[float]],
-        counts: Counts,
-        first: bool,
-    ) -> Tensor:
+    def _loss(self, batch: MicroBatch, update: Update, pass_: _Pass, first: bool) -> Tensor:
         output = self.policy(batch, with_entropy=True)
-        signals = self._signals(batch, batch.scatter(output.logprobs), proximal)
-        loss, stats = self.loss(signals, update.denominators, step)
+        signals = self._signals(batch, batch.scatter(output.logprobs), pass_.proximal)
+        loss, stats = self.loss(signals, update.denominators, pass_.step)
+        counts = pass_.counts
         _add(counts, "loss", float(loss.detach()), 0)
         for name, (total, count) in stats.items():
             _add(counts, name, float(total), float(count))
@@ -131,6 +141,9 @@ class Learner:
             _add(counts, "entropy", float(entropy[mask].sum()), float(mask.sum()))
         if first:
             _add_gap(counts, signals)
+        for row, values in zip(batch.rows, signals.policy_logprobs.detach(), strict=True):
+            if 0 <= row.index < pass_.keep and row.index not in pass_.kept:
+                pass_.kept[row.index] = values[: len(row.completion_ids)].tolist()
         return loss
 
     def _signals(self, batch: MicroBatch, policy_logprobs: Tensor, proximal: Mapping[int, list[float]]) -> Signals:
@@ -146,7 +159,7 @@ class Learner:
         if getattr(self.recipe.objective, "kl_coef", 0.0):
             with torch.no_grad():
                 reference = batch.scatter(self._forward(batch, reference=True).logprobs)
-        before = grid([proximal[id(row)] for row in rows]) if proximal else policy_logprobs.detach()
+        before = grid([proximal[row.index] for row in rows]) if proximal else policy_logprobs.detach()
         advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=real.device)
         return Signals(
             policy_logprobs=policy_logprobs,

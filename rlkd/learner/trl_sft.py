@@ -122,7 +122,9 @@ def _trainer(
     class Trainer(SFTTrainer):  # type: ignore[misc]
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             base = optimizer or self.optimizer
-            factor = [learning_rate(optim, step, num_training_steps) / optim.lr for step in range(num_training_steps + 1)]
+            factor = [
+                learning_rate(optim, step, num_training_steps) / optim.lr for step in range(num_training_steps + 1)
+            ]
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(base, lambda step: factor[min(step, len(factor) - 1)])
             return self.lr_scheduler
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkd.learner.learner import Counts, Learner, Update
+from rlkd.learner.learner import Counts, Kept, Learner, Update
 from rlkd.recipe import Recipe
 from rlkd.records import TrainRow
 
@@ -51,8 +51,8 @@ class LearnerWorker:
             Recipe.model_validate(recipe), Path(folder), rank=rank, world_size=world_size, total_updates=total_updates
         )
 
-    def train_step(self, updates: Sequence[Update], *, step: int) -> Counts:
-        return self.learner.train_step(updates, step=step)
+    def train_step(self, updates: Sequence[Update], *, step: int, keep: int = 0) -> tuple[Counts, Kept]:
+        return self.learner.train_step(updates, step=step, keep=keep)
 
     def score(self, rows: Sequence[TrainRow]) -> list[list[float]]:
         return self.learner.score(rows)

@@ -34,6 +34,9 @@ def materialise(spec: ModelSpec, folder: Path, *, where: str, seed: int, texts: 
         return _pretrained(spec, folder, where)
     if (folder / "config.json").is_file():
         return folder
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     half = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)

@@ -235,7 +235,7 @@ class EngineSpec(Section):
     tensor_parallel: Positive = 1
     max_concurrent: Positive = 256
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
-    kv_cache_gib: Annotated[float, Field(gt=0)] = Field(default=1.0, description="CPU engines only")
+    kv_cache_gib: Positive = Field(default=1, description="CPU engines only")
     enforce_eager: bool = False
 
 

@@ -11,6 +11,7 @@ from rlkd.errors import RolloutError
 
 # Prompt log-probs materialise [tokens, V] in float32, which vLLM does not count when it plans memory.
 SCORE_BYTES = 512 * 2**20
+HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class EngineSettings:
     on_gpu: bool
     tensor_parallel: int = 1
     gpu_memory_utilization: float = 0.85
-    kv_cache_gib: float = 1.0
+    kv_cache_gib: int = 1
     enforce_eager: bool = False
     colocated: bool = False
     scores: bool = False  # a teacher: prefix caching off, see below
@@ -128,7 +129,11 @@ class VllmEngine:
 
     def load_weights(self, named: Sequence[tuple[str, Any]]) -> None:
         """Swap all weights in place and forget every cached key and value of the old ones."""
-        self.llm.collective_rpc(_reload, args=(list(named),))
+        named = list(named)
+        if not any(name == HEAD for name, _ in named):
+            # A tied head is a packed copy on CPU: it keeps the old weights unless it is sent by its own name.
+            named += [(HEAD, tensor) for name, tensor in named if name.endswith("embed_tokens.weight")]
+        self.llm.collective_rpc(_reload, args=(named,))
         if not self.llm.reset_prefix_cache():
             raise RolloutError("the engine did not reset its prefix cache after new weights; requests still running?")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rlkd.errors import RolloutError
+from rlkd.learner.weights import checksum
 from rlkd.rollout.vllm_engine import EngineSettings, Request, Sample, VllmEngine
 
 
@@ -31,23 +33,25 @@ class RolloutWorker:
 
     def load_weights(
         self,
-        named: Sequence[tuple[str, Any]],
+        exported: tuple[Sequence[tuple[str, Any]], int] | str,
         *,
         version: int,
-        checksum: int,
         probe: tuple[Sequence[int], Sequence[int]] | None,
     ) -> list[float]:
-        """Take new weights in place. Returns: the probe's log-probs under them, for the caller to compare.
+        """Take new weights in place.
 
+        Args:
+            exported: (named tensors, checksum) from the learner, or a model folder.
+            version: the policy version that they are.
+            probe: (prompt_ids, completion_ids) to score under them.
+
+        Returns: the probe's log-probs, for the caller to compare with the learner's.
         Raises: RolloutError when the bytes that arrived are not the bytes that were sent.
         """
-        from rlkd.learner.weights import checksum as measure
-
-        arrived = measure(named)
-        if arrived != checksum:
-            raise RolloutError(
-                f"weights of version {version} arrived with checksum {arrived:08x}, sent as {checksum:08x}"
-            )
+        named, sent = _read_folder(exported) if isinstance(exported, str) else exported
+        arrived = checksum(named)
+        if sent is not None and arrived != sent:
+            raise RolloutError(f"weights of version {version} arrived with checksum {arrived:08x}, sent as {sent:08x}")
         self.engine.load_weights(named)
         self.version = version
         return self.engine.score([probe])[0] if probe is not None else []
@@ -57,3 +61,16 @@ class RolloutWorker:
 
     def wake(self) -> None:
         self.engine.wake()
+
+
+def _read_folder(folder: str) -> tuple[list[tuple[str, Any]], None]:
+    """Weights of a folder in transformers' format."""
+    from safetensors import safe_open
+
+    named = []
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as stream:
+            named += [(name, stream.get_tensor(name)) for name in stream.keys()]  # noqa: SIM118 - not a mapping
+    if not named:
+        raise RolloutError(f"{folder} holds no safetensors weights")
+    return named, None

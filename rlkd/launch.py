@@ -1,0 +1,89 @@
+"""The launcher's settings (accelerate, torchrun) in the recipe's terms, and what each launched process has to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlkd.errors import RecipeError
+from rlkd.recipe import Recipe
+
+_PRECISION = {"no": "fp32", "bf16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process of a launch. Without a launcher: one process that does everything."""
+
+    processes: int | None = None
+    precision: str | None = None
+    zero_stage: int | None = None
+    rank: int = 0
+    local_rank: int = 0
+    node: int = 0
+    nodes: int = 1
+    head: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Launch:
+        """Read what ``accelerate launch`` and ``torchrun`` export.
+
+        Raises: RecipeError for a mixed precision that the learner does not have.
+        """
+        env = os.environ if environment is None else environment
+        launched = "ACCELERATE_MIXED_PRECISION" in env or "RANK" in env
+        if not launched:
+            return cls()
+        world, local = int(env.get("WORLD_SIZE", 1)), int(env.get("LOCAL_WORLD_SIZE", env.get("WORLD_SIZE", 1)))
+        mixed = env.get("ACCELERATE_MIXED_PRECISION", "no")
+        if mixed not in _PRECISION:
+            raise RecipeError(f"--mixed_precision {mixed}: the learner has fp32 and bf16; write --mixed_precision bf16")
+        deepspeed = env.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+        rank = int(env.get("RANK", 0))
+        return cls(
+            processes=world if world > 1 else None,
+            precision="bf16" if mixed == "bf16" else None,
+            zero_stage=int(env["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) if deepspeed else None,
+            rank=rank,
+            local_rank=int(env.get("LOCAL_RANK", 0)),
+            node=int(env.get("GROUP_RANK", rank // max(1, local))),
+            nodes=max(1, world // max(1, local)),
+            head=env.get("MASTER_ADDR") if world > local else None,
+        )
+
+    @property
+    def role(self) -> Literal["driver", "join", "idle"]:
+        """Global rank 0 drives; local rank 0 of every other machine joins Ray; the rest has nothing to do."""
+        if self.rank == 0:
+            return "driver"
+        return "join" if self.local_rank == 0 else "idle"
+
+    def resolve(self, recipe: Recipe) -> Recipe:
+        """The recipe with the launcher's settings where it left them open.
+
+        Raises: RecipeError when both say something and not the same.
+        """
+        cluster = _settle("--num_processes", self.processes, "cluster.learner_workers", recipe.cluster.learner_workers)
+        precision = _settle("--mixed_precision", self.precision, "learner.precision", recipe.learner.precision)
+        stage = _settle("--zero_stage", self.zero_stage, "learner.zero_stage", recipe.learner.zero_stage)
+        learner: dict[str, Any] = {"precision": precision or _default_precision(), "zero_stage": stage or 0}
+        return recipe.model_copy(
+            update={
+                "cluster": recipe.cluster.model_copy(update={"learner_workers": cluster or 1}),
+                "learner": recipe.learner.model_copy(update=learner),
+            }
+        )
+
+
+def _settle(flag: str, launched: Any, key: str, pinned: Any) -> Any:
+    if launched is not None and pinned is not None and launched != pinned:
+        raise RecipeError(f"the launcher says {flag} {launched}, the recipe {key}: {pinned}; drop one of the two")
+    return pinned if launched is None else launched
+
+
+def _default_precision() -> str:
+    import torch
+
+    return "bf16" if torch.cuda.is_available() else "fp32"

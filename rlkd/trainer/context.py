@@ -1,0 +1,120 @@
+"""What every stage of a run shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reward.pool import VerifierPool
+from reward.verdict import Verdict
+from rlkd.cluster import Cluster, Pending, Worker, gather
+from rlkd.data.prompt import PromptBuilder
+from rlkd.evaluate import summarise
+from rlkd.recipe import Recipe
+from rlkd.records import Prompt, RolloutGroup
+from rlkd.rollout.vllm_engine import EngineSettings
+from rlkd.trainer.console import Console
+from rlkd.trainer.fleet import Fleet, Published, Sampling, sample
+from rlkd.trainer.folder import RunFolder
+from rlkd.trainer.sampling import derive_seed
+
+ROLLOUT_WORKER = "rlkd.rollout.worker:RolloutWorker"
+LEARNER_WORKER = "rlkd.learner.worker:LearnerWorker"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass
+class Run:
+    """The open run: recipe, folder, cluster, data, verifier, engines."""
+
+    recipe: Recipe
+    folder: RunFolder
+    cluster: Cluster
+    console: Console
+    tokenizer: Any
+    builder: PromptBuilder
+    train_prompts: list[Prompt]
+    eval_prompts: list[Prompt]
+    pool: VerifierPool
+    rollouts: Fleet | None = None
+    tokens: dict[str, int] = field(default_factory=lambda: {"generated": 0, "trained": 0})
+    abstained: int = 0
+    metrics_position: int = 0
+    gap: dict[str, float] = field(default_factory=lambda: {"mean": 0.0, "max": 0.0})
+
+    @property
+    def ranks(self) -> int:
+        return self.recipe.cluster.learner_workers or 1
+
+    @property
+    def dtype(self) -> str:
+        chosen = self.recipe.engine.dtype
+        return DTYPES[self.recipe.learner.precision or "fp32"] if chosen == "auto" else chosen
+
+    def engine_settings(self, folder: Path, *, scores: bool = False) -> EngineSettings:
+        """An engine for the weights of ``folder`` on this cluster."""
+        spec, rollout = self.recipe.engine, self.recipe.rollout
+        longest = max(rollout.max_new_tokens, self.recipe.eval.max_new_tokens or 0)
+        return EngineSettings(
+            folder=str(folder),
+            dtype=self.dtype,
+            max_model_len=rollout.max_prompt_tokens + longest + 1,  # a scored sequence generates one token more
+            max_concurrent=spec.max_concurrent,
+            on_gpu=self.cluster.hardware.on_gpu,
+            tensor_parallel=spec.tensor_parallel,
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            kv_cache_gib=spec.kv_cache_gib,
+            enforce_eager=spec.enforce_eager,
+            colocated=self.recipe.cluster.placement == "colocated" and not scores,
+            scores=scores,
+        )
+
+    def start_rollouts(self, folder: Path, *, kind: str = "RolloutWorker") -> None:
+        """Start the rollout engines once; later stages only swap their weights."""
+        if self.rollouts is not None:
+            return
+        share = 0.5 if self.recipe.cluster.placement == "colocated" else 1.0
+        self.rollouts = Fleet(
+            cluster=self.cluster,
+            kind=kind,
+            settings=self.engine_settings(folder),
+            target=ROLLOUT_WORKER,
+            deadline_s=self.recipe.cluster.step_deadline_s,
+            gpus=share * self.recipe.engine.tensor_parallel,
+        )
+        gather(self.rollouts.start(self.recipe.cluster.rollout_workers), self.recipe.cluster.start_deadline_s)
+
+    def verify(self, groups: Sequence[RolloutGroup]) -> list[Verdict]:
+        """Judge every rollout; a failed check abstains."""
+        items = [(rollout.text, group.prompt.example.for_verifier()) for group in groups for rollout in group.rollouts]
+        verdicts = self.pool.verify_batch(items)
+        self.abstained += sum(verdict.abstained for verdict in verdicts)
+        return verdicts
+
+    def evaluate(self, fleet: Fleet, label: str, *, weights: Path | None = None) -> dict[str, Any] | None:
+        """Held-out accuracy of what the fleet serves, or of a model folder loaded into it first."""
+        if not self.eval_prompts:
+            return None
+        self.console.status(f"evaluating {label} on {len(self.eval_prompts)} held-out problems")
+        if weights is not None:
+            gather(fleet.publish(Published(str(weights), version=0), None), fleet.deadline_s)
+        spec = self.recipe.eval
+        length = spec.max_new_tokens or self.recipe.rollout.max_new_tokens
+        seeds = [derive_seed(self.recipe.seed, "eval", prompt.example.id) for prompt in self.eval_prompts]
+        sampling = Sampling(spec.samples, spec.temperature, length)
+        groups = sample(fleet, self.eval_prompts, seeds, sampling, self.tokenizer).groups()
+        summary = summarise(groups, self.verify(groups))
+        self.console.evaluation(label, summary)
+        return summary
+
+    def spawn_learners(self, stage: str) -> list[Worker]:
+        """Empty learner processes, one a rank."""
+        share = 0.5 if self.recipe.cluster.placement == "colocated" else 1.0
+        return [self.cluster.spawn(f"LearnerWorker-{stage}-{rank}", gpus=share) for rank in range(self.ranks)]
+
+
+def all_of(calls: Sequence[Pending], deadline_s: float) -> list[Any]:
+    """Results of one collective call over ranks."""
+    return gather(calls, deadline_s)

@@ -1,0 +1,76 @@
+"""The scoring contract: policy, rollout engine and teacher mean the same tokens by the same numbers, or the run stops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkd.errors import RolloutError, TeacherError
+from rlkd.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Largest tolerated difference of log-probs on the same tokens and weights, nats."""
+
+    mean: float
+    maximum: float
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Bounds:
+        """The recipe's, else by precision: rounding alone stays a factor of ten or more below these."""
+        exact = (recipe.learner.precision or "fp32") == "fp32"
+        mean, maximum = (1e-3, 5e-2) if exact else (0.1, 4.0)
+        return cls(recipe.contract.max_mean_gap or mean, recipe.contract.max_gap or maximum)
+
+
+def compare(
+    left: Sequence[Sequence[float]], right: Sequence[Sequence[float]], *, names: tuple[str, str], bounds: Bounds
+) -> tuple[float, float]:
+    """(mean, max) of |left - right| over all tokens.
+
+    Raises: RolloutError when lengths differ (nothing is cut to fit) or a bound is exceeded.
+    """
+    gaps: list[float] = []
+    for index, (one, other) in enumerate(zip(left, right, strict=True)):
+        if len(one) != len(other):
+            raise RolloutError(f"sequence {index}: {names[0]} scored {len(one)} tokens, {names[1]} {len(other)}")
+        gaps += [abs(a - b) for a, b in zip(one, other, strict=True)]
+    mean, peak = sum(gaps) / max(1, len(gaps)), max(gaps, default=0.0)
+    if not (mean <= bounds.mean and peak <= bounds.maximum):
+        raise RolloutError(
+            f"{names[0]} and {names[1]} differ on the same tokens and weights: mean {mean:.2e}, max {peak:.2e} nats; "
+            f"allowed {bounds.mean:.0e} and {bounds.maximum:.0e} (contract.max_mean_gap, contract.max_gap). "
+            "Check engine.dtype and learner.precision, the temperature, and that the model's attention is supported"
+        )
+    return mean, peak
+
+
+def check_teacher_tokenizer(policy: Path, teacher: Path) -> None:
+    """Token-level distillation needs one tokenizer. Raises: TeacherError saying which part differs."""
+    from rlkd.models import load_tokenizer
+
+    mine, theirs = load_tokenizer(policy), load_tokenizer(teacher)
+    if mine.get_vocab() != theirs.get_vocab():
+        foreign = sorted(set(mine.get_vocab().items()) ^ set(theirs.get_vocab().items()), key=lambda item: item[1])
+        raise TeacherError(
+            f"teacher.model: another vocabulary than the policy's ({len(mine)} and {len(theirs)} tokens; first "
+            f"difference: {foreign[0]}); use a teacher with the same tokenizer"
+        )
+    for name in ("eos_token_id", "bos_token_id"):
+        if getattr(mine, name) != getattr(theirs, name):
+            raise TeacherError(f"teacher.model: {name} is {getattr(theirs, name)}, the policy's {getattr(mine, name)}")
+    probe = "3 + 4 = 7, 1/2 and \\boxed{7}\n"
+    if mine(probe)["input_ids"] != theirs(probe)["input_ids"]:
+        raise TeacherError("teacher.model: same vocabulary, but it splits text differently (merges or normaliser)")
+    sizes = [_vocab_size(folder) for folder in (policy, teacher)]
+    if min(sizes) < max(mine.get_vocab().values()) + 1:
+        raise TeacherError(f"config.vocab_size is {sizes} (policy, teacher), smaller than the tokenizer's {len(mine)}")
+
+
+def _vocab_size(folder: Path) -> int:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(config["vocab_size"])

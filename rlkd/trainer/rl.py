@@ -1,0 +1,397 @@
+"""The RL stage: sample, judge, score with the teacher, learn, publish. One loop for every objective and schedule."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reward.verdict import Verdict
+from rlkd.checkpoint import Checkpoint, Checkpoints
+from rlkd.cluster import Worker, gather
+from rlkd.errors import RolloutError
+from rlkd.metrics import MetricsLog, merge
+from rlkd.recipe.checks import needs_teacher
+from rlkd.recipe.schema import RlStage
+from rlkd.records import Rollout, RolloutGroup, TrainRow
+from rlkd.trainer.assemble import Judged, plan_updates, train_rows
+from rlkd.trainer.console import Bar
+from rlkd.trainer.context import LEARNER_WORKER, ROLLOUT_WORKER, Run
+from rlkd.trainer.contract import Bounds, check_teacher_tokenizer, compare
+from rlkd.trainer.fleet import Fleet, Published, Sampled, Sampling, sample, score
+from rlkd.trainer.rollout_log import RolloutLog
+from rlkd.trainer.sampling import derive_seed, prompts_of_step
+
+TRANSFORMERS_TEACHER = "rlkd.teacher.transformers_teacher:TransformersTeacher"
+
+
+@dataclass
+class RlTrainer:
+    """One RL stage from a policy folder to a policy folder."""
+
+    run: Run
+    stage: RlStage
+    source: Path
+    teacher_folder: Path | None
+    checkpoints: Path
+    learners: list[Worker] = field(default_factory=list)
+    teacher: Fleet | None = None
+    version: int = 0
+    probe: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    pending: deque[tuple[int, Sampled | list[RolloutGroup]]] = field(default_factory=deque)
+
+    def train(self, output: Path) -> dict[str, Any]:
+        """Run or continue the stage and write the policy to ``output``."""
+        run, checkpoints = self.run, Checkpoints(self.checkpoints, keep=self.run.recipe.checkpoint.keep)
+        self._start_workers()
+        latest = checkpoints.latest()
+        started = self._restore(latest) if latest else 0
+        self._publish()
+        if latest is None:
+            self._check_contract()
+        position = int(latest.manifest["metrics_position"]) if latest else run.metrics_position
+        log = MetricsLog(run.folder.path, name=run.recipe.name, trackers=run.recipe.log.trackers, position=position)
+        rollout_log = RolloutLog(run.folder.path / "rollouts", run.recipe.log, run.tokenizer)
+        with run.console.bar(self.stage.name, self.stage.steps) as bar:
+            for step in range(started, self.stage.steps):
+                row = self._step(step, rollout_log, bar)
+                log.write(row)
+                if (step + 1) % run.recipe.checkpoint.every == 0 and step + 1 < self.stage.steps:
+                    self._save(checkpoints, step + 1, log)
+        run.metrics_position = log.position()
+        log.close()
+        self._write_policy(output)
+        self._stop()
+        return {"steps": self.stage.steps}
+
+    # ------------------------------------------------------------ start
+
+    def _start_workers(self) -> None:
+        run, cluster = self.run, self.run.recipe.cluster
+        recipe = run.recipe.model_dump(mode="json")
+        self.learners = run.spawn_learners(self.stage.name)
+        address = run.cluster.address(self.learners[0])
+        calls = [
+            run.cluster.build(
+                worker,
+                LEARNER_WORKER,
+                recipe,
+                str(self.source),
+                rank=rank,
+                world_size=len(self.learners),
+                address=address,
+                total_updates=self.stage.steps * run.recipe.learner.updates_per_step,
+            )
+            for rank, worker in enumerate(self.learners)
+        ]
+        run.start_rollouts(self.source)
+        if needs_teacher(run.recipe):
+            self.teacher = self._teacher_fleet()
+            calls += self.teacher.start(cluster.teacher_workers)
+        gather(calls, cluster.start_deadline_s)
+
+    def _teacher_fleet(self) -> Fleet:
+        run, spec = self.run, self.run.recipe.teacher
+        if spec is None or self.teacher_folder is None:
+            raise AssertionError("recipe checks demand a teacher for this objective")
+        check_teacher_tokenizer(self.source, self.teacher_folder)
+        on_vllm = spec.engine == "vllm"
+        options = {"temperature": run.recipe.rollout.temperature, "tokens_per_batch": spec.tokens_per_batch}
+        return Fleet(
+            cluster=run.cluster,
+            kind="TeacherWorker",
+            settings=run.engine_settings(self.teacher_folder, scores=True),
+            target=ROLLOUT_WORKER if on_vllm else TRANSFORMERS_TEACHER,
+            deadline_s=run.recipe.cluster.step_deadline_s,
+            gpus=float(run.recipe.engine.tensor_parallel if on_vllm else 1),
+            build_options={} if on_vllm else options,
+        )
+
+    def _check_contract(self) -> None:
+        """Same tokens, known weights, every path: learner, rollout engine (sampled and prompt), teacher."""
+        run, bounds = self.run, Bounds.of(self.run.recipe)
+        deadline = run.recipe.cluster.step_deadline_s
+        prompts = run.train_prompts[:4]
+        seeds = [derive_seed(run.recipe.seed, "contract", index) for index in range(len(prompts))]
+        sampling = Sampling(2, run.recipe.rollout.temperature, min(32, run.recipe.rollout.max_new_tokens))
+        groups = sample(self.rollouts, prompts, seeds, sampling, run.tokenizer).groups()
+        rows = [
+            TrainRow(index, group.prompt.token_ids, r.completion_ids, r.rollout_logprobs, advantage=0.0)
+            for index, group in enumerate(groups)
+            for r in group.rollouts
+        ]
+        sequences = [(row.prompt_ids, row.completion_ids) for row in rows]
+        learned = self._learner_scores(rows)
+        sampled = [row.rollout_logprobs for row in rows]
+        names = ("the rollout engine's sampling log-probs", "the learner's")
+        mean, peak = compare(sampled, learned, names=names, bounds=bounds)
+        text = f"sampled vs learner: mean {mean:.1e}, max {peak:.1e}"
+        if run.recipe.rollout.temperature == 1.0:
+            dealt = score(self.rollouts, sequences)
+            prompted = dealt.in_order(dealt.results())
+            compare(prompted, learned, names=("the rollout engine's prompt log-probs", "the learner's"), bounds=bounds)
+        if self.teacher is not None:
+            dealt = score(self.teacher, sequences)
+            calls = [w.submit("score_with", str(self.teacher_folder), sequences) for w in self.learners[:1]]
+            known = gather(calls, deadline)[0]
+            names = ("the teacher worker", "the learner's forward pass on the teacher's weights")
+            mean, peak = compare(dealt.in_order(dealt.results()), known, names=names, bounds=bounds)
+            text += f"; teacher vs learner's pass: mean {mean:.1e}, max {peak:.1e}"
+        run.console.status(f"scoring contract holds ({text} nats)")
+
+    @property
+    def rollouts(self) -> Fleet:
+        if self.run.rollouts is None:
+            raise AssertionError("rollout workers start with the stage")
+        return self.run.rollouts
+
+    # ------------------------------------------------------------ one step
+
+    def _step(self, step: int, rollout_log: RolloutLog, bar: Bar) -> dict[str, Any]:
+        run, recipe = self.run, self.run.recipe
+        clock = _Clock()
+        groups = self._groups(step)
+        clock.lap("generate_s")
+        self._check_versions(groups, step)
+        teacher = self._teacher_scores(groups)
+        verdicts = run.verify(groups)
+        clock.lap("judge_s")
+        judged = Judged(groups, verdicts, teacher.in_order(teacher.results()) if teacher else None, self.version)
+        clock.lap("teacher_s")
+        rows = train_rows(recipe, judged)
+        shares = plan_updates(recipe, rows, ranks=len(self.learners))
+        self._turn("sleep")
+        keep = rollout_log.wanted(step + 1)
+        calls = [
+            worker.submit("train_step", share, step=step, keep=keep)
+            for worker, share in zip(self.learners, shares, strict=True)
+        ]
+        answers = gather(calls, recipe.cluster.step_deadline_s)
+        figures = merge(counts for counts, _ in answers)
+        kept = {index: values for _, part in answers for index, values in part.items()}
+        self.version += 1
+        clock.lap("learn_s")
+        self._turn("wake")
+        self._publish()
+        clock.lap("publish_s")
+        self._check_gap(figures, step)
+        row = {"stage": self.stage.name, "step": step + 1, "policy_version": self.version}
+        row |= _outcome(judged, rows) | figures | clock.seconds
+        row |= self._throughput(judged, clock.total)
+        if recipe.eval.every and (step + 1) % recipe.eval.every == 0 and step + 1 < self.stage.steps:
+            found = run.evaluate(self.rollouts, f"step {step + 1}")
+            row["eval/pass@1"] = found["pass@1"] if found else None
+        rollout_log.write(step + 1, judged, rows, kept)
+        bar.update(step + 1, _headline(row))
+        return row
+
+    def _groups(self, step: int) -> list[RolloutGroup]:
+        """Rollouts of a step; asynchronous schedules keep ``max_staleness`` further steps in flight."""
+        ahead = self.run.recipe.cluster.max_staleness if self.run.recipe.cluster.schedule == "async" else 0
+        queued = {queued_step for queued_step, _ in self.pending}
+        for coming in range(step, min(step + ahead + 1, self.stage.steps)):
+            if coming not in queued:
+                self.pending.append((coming, self._sample(coming)))
+        found_step, found = self.pending.popleft()
+        if found_step != step:
+            raise RolloutError(f"step {step} found rollouts of step {found_step} in the queue")
+        return found.groups() if isinstance(found, Sampled) else found
+
+    def _sample(self, step: int) -> Sampled:
+        recipe = self.run.recipe
+        rollout = recipe.rollout
+        prompts = prompts_of_step(
+            self.run.train_prompts, seed=recipe.seed, step=step, per_step=rollout.prompts_per_step
+        )
+        seeds = [derive_seed(recipe.seed, self.stage.name, step, index) for index in range(len(prompts))]
+        sampling = Sampling(rollout.group_size, rollout.temperature, rollout.max_new_tokens)
+        return sample(self.rollouts, prompts, seeds, sampling, self.run.tokenizer)
+
+    def _check_versions(self, groups: Sequence[RolloutGroup], step: int) -> None:
+        allowed = self.run.recipe.cluster.max_staleness
+        oldest = min(rollout.min_version for group in groups for rollout in group.rollouts)
+        if self.version - oldest > allowed:
+            raise RolloutError(
+                f"step {step}: rollouts of version {oldest} for policy {self.version}; allowed lag {allowed}"
+            )
+
+    def _teacher_scores(self, groups: Sequence[RolloutGroup]) -> Any:
+        if self.teacher is None:
+            return None
+        sequences = [(group.prompt.token_ids, r.completion_ids) for group in groups for r in group.rollouts]
+        return score(self.teacher, sequences)
+
+    def _turn(self, method: str) -> None:
+        """Colocated on a GPU: engine and learner have the device in turns."""
+        if self.rollouts.settings.colocated and self.rollouts.settings.on_gpu:
+            self.rollouts.call_all(method)
+
+    def _publish(self) -> None:
+        """Weights to every engine, and proof that each now computes with them."""
+        recipe = self.run.recipe
+        exported = [worker.submit("export_weights") for worker in self.learners]
+        probe = self._probe()
+        row = TrainRow(0, probe[0], probe[1], (0.0,) * len(probe[1]), advantage=0.0)
+        expected = [worker.submit("score", [row]) for worker in self.learners]
+        use_probe = probe if recipe.rollout.temperature == 1.0 else None
+        answers = gather(
+            self.rollouts.publish(Published(exported[0].ref, self.version), use_probe), recipe.cluster.step_deadline_s
+        )
+        known = gather(expected, recipe.cluster.step_deadline_s)[0]
+        if use_probe is not None:
+            for worker, answer in zip(self.rollouts.workers, answers, strict=True):
+                names = (f"{worker.name} after loading version {self.version}", "the learner")
+                compare([answer], known, names=names, bounds=Bounds.of(recipe))
+
+    def _probe(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A fixed prompt and completion, scored after every publication."""
+        if self.probe is None:
+            prompt = self.run.train_prompts[0]
+            has_solution = prompt.example.solution is not None
+            completion = self.run.builder.completion_ids(prompt.example, prompt) if has_solution else prompt.token_ids
+            self.probe = (prompt.token_ids, tuple(completion[: min(32, self.run.recipe.rollout.max_new_tokens)]))
+        return self.probe
+
+    def _learner_scores(self, rows: Sequence[TrainRow]) -> list[list[float]]:
+        """Every rank runs the pass (ZeRO-3 needs all of them); the answers are equal."""
+        calls = [worker.submit("score", list(rows)) for worker in self.learners]
+        return list(gather(calls, self.run.recipe.cluster.step_deadline_s)[0])
+
+    def _check_gap(self, figures: dict[str, float], step: int) -> None:
+        mean, peak = (figures.get(f"rollout_policy_logprob_gap/{name}", 0.0) for name in ("mean", "max"))
+        self.run.gap = {"mean": max(self.run.gap["mean"], mean), "max": max(self.run.gap["max"], peak)}
+        bounds = Bounds.of(self.run.recipe)
+        stale = self.run.recipe.cluster.schedule == "async" and self.run.recipe.cluster.max_staleness > 0
+        if not stale and (mean > bounds.mean or peak > bounds.maximum):
+            raise RolloutError(
+                f"step {step}: rollout_policy_logprob_gap mean {mean:.2e}, max {peak:.2e} nats exceeds contract bounds "
+                f"{bounds.mean:.0e} and {bounds.maximum:.0e}; the engine no longer samples from the learner's policy"
+            )
+
+    def _throughput(self, judged: Judged, seconds: float) -> dict[str, Any]:
+        tokens = sum(len(r.completion_ids) for group in judged.groups for r in group.rollouts)
+        self.run.tokens["generated"] += tokens
+        self.run.tokens["trained"] += tokens
+        return {
+            "tokens": tokens,
+            "tokens_per_s": tokens / seconds,
+            "step_s": seconds,
+            "workers_replaced": self.rollouts.replaced,
+        }
+
+    # ------------------------------------------------------------ checkpoints
+
+    def _save(self, checkpoints: Checkpoints, step: int, log: MetricsLog) -> None:
+        in_flight = [(coming, item.groups() if isinstance(item, Sampled) else item) for coming, item in self.pending]
+        self.pending = deque(in_flight)
+
+        def write(folder: Path) -> None:
+            calls = [worker.submit("save", str(folder / "learner")) for worker in self.learners]
+            gather(calls, self.run.recipe.cluster.step_deadline_s)
+            rollouts = [
+                {"step": coming, "rollouts": [[asdict(r) for r in group.rollouts] for group in groups]}
+                for coming, groups in in_flight
+            ]
+            (folder / "in_flight.json").write_text(json.dumps(rollouts), encoding="utf-8")
+
+        manifest = {
+            "stage": self.stage.name,
+            "updates": step * self.run.recipe.learner.updates_per_step,
+            "policy_version": self.version,
+            "metrics_position": log.position(),
+            "tokens": self.run.tokens,
+            "abstained": self.run.abstained,
+            "gap": self.run.gap,
+            "ranks": len(self.learners),
+        }
+        checkpoints.save(step, manifest, write)
+
+    def _restore(self, latest: Checkpoint) -> int:
+        manifest, run = latest.manifest, self.run
+        calls = [
+            worker.submit("load", str(latest.folder / "learner"), updates=int(manifest["updates"]))
+            for worker in self.learners
+        ]
+        gather(calls, run.recipe.cluster.step_deadline_s)
+        self.version = int(manifest["policy_version"])
+        run.tokens, run.abstained, run.gap = manifest["tokens"], manifest["abstained"], manifest["gap"]
+        per_step = run.recipe.rollout.prompts_per_step
+        for saved in json.loads((latest.folder / "in_flight.json").read_text(encoding="utf-8")):
+            prompts = prompts_of_step(run.train_prompts, seed=run.recipe.seed, step=saved["step"], per_step=per_step)
+            groups = [
+                RolloutGroup(prompt, tuple(_rollout(item) for item in rollouts))
+                for prompt, rollouts in zip(prompts, saved["rollouts"], strict=True)
+            ]
+            self.pending.append((saved["step"], groups))
+        run.console.status(f"continuing {self.stage.name} after step {latest.step} from {latest.folder}")
+        return latest.step
+
+    def _write_policy(self, output: Path) -> None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        half = output.with_name(f".{output.name}.tmp")
+        calls = [worker.submit("save_policy", str(half)) for worker in self.learners]
+        gather(calls, self.run.recipe.cluster.step_deadline_s)
+        self.run.tokenizer.save_pretrained(half)
+        half.rename(output)
+
+    def _stop(self) -> None:
+        for worker in self.learners:
+            self.run.cluster.stop(worker)
+        if self.teacher is not None:
+            self.teacher.stop()
+
+
+class _Clock:
+    """Seconds of each part of a step."""
+
+    def __init__(self) -> None:
+        self.begun = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self.last
+        self.last = now
+
+    @property
+    def total(self) -> float:
+        return time.perf_counter() - self.begun
+
+
+def _rollout(item: dict[str, Any]) -> Rollout:
+    lists = {name: tuple(item[name]) for name in ("completion_ids", "rollout_logprobs")}
+    return Rollout(**{**item, **lists})
+
+
+def _outcome(judged: Judged, rows: Sequence[TrainRow]) -> dict[str, float]:
+    """Reward, pass rate, lengths and the share of groups without contrast."""
+    scored = [v for v in judged.verdicts if v.score is not None]
+    scores = [float(v.score or 0.0) for v in scored]
+    lengths = [len(row.completion_ids) for row in rows]
+    index, flat = 0, 0
+    for group in judged.groups:
+        found: list[Verdict] = judged.verdicts[index : index + len(group.rollouts)]
+        index += len(group.rollouts)
+        flat += len({v.score for v in found if v.score is not None}) <= 1
+    truncated = sum(r.truncated for group in judged.groups for r in group.rollouts)
+    return {
+        "reward": sum(float(v.reward or 0.0) for v in scored) / max(1, len(scored)),
+        "pass_rate": sum(score >= 1.0 for score in scores) / max(1, len(scores)),
+        "abstained": float(len(judged.verdicts) - len(scored)),
+        "completion_tokens": sum(lengths) / max(1, len(lengths)),
+        "truncated": truncated / max(1, len(rows)),
+        "zero_variance_groups": flat / max(1, len(judged.groups)),
+        "staleness": max(row.staleness for row in rows),
+    }
+
+
+def _headline(row: dict[str, Any]) -> str:
+    parts = [f"reward {row['reward']:.3f}", f"pass {row['pass_rate']:.0%}", f"len {row['completion_tokens']:.0f}"]
+    if "kl_to_teacher" in row:
+        parts.append(f"KL {row['kl_to_teacher']:.3f}")
+    parts += [f"H {row.get('entropy', 0.0):.2f}", f"gap {row.get('rollout_policy_logprob_gap/mean', 0.0):.0e}"]
+    return "  ".join([*parts, f"{row['tokens_per_s']:,.0f} tok/s"])

@@ -1,0 +1,269 @@
+"""One run from recipe to summary: claim the folder, prepare models and data, go through the stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from reward.pool import VerifierPool
+from rlkd.checkpoint import read_json, write_json
+from rlkd.cluster import Cluster, check_fit
+from rlkd.data.prompt import PromptBuilder
+from rlkd.data.source import Loaded, load_sources
+from rlkd.errors import RecipeError
+from rlkd.launch import Launch
+from rlkd.models import load_tokenizer, materialise
+from rlkd.recipe import Recipe
+from rlkd.recipe.checks import has_rl, needs_teacher
+from rlkd.recipe.schema import RlStage, SftStage
+from rlkd.records import Example, Prompt
+from rlkd.trainer.console import Console
+from rlkd.trainer.context import Run
+from rlkd.trainer.folder import RunFolder, fingerprint
+from rlkd.trainer.rl import RlTrainer
+from rlkd.trainer.sft import run_sft
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    root: Path | None = None,
+    launch: Launch | None = None,
+) -> dict[str, Any]:
+    """Run every stage of a recipe.
+
+    Args:
+        out: run folder; default ``runs/<name>``.
+        resume: accept a folder with a finished run (an unfinished one of the same recipe is always continued).
+        root: folder that relative data paths start at; default: the working directory.
+        launch: the launcher's settings; default: none.
+
+    Returns: the content of ``summary.json``.
+    Raises: RlkdError of the kind of the fault; the run folder keeps everything that was finished.
+    """
+    recipe = (launch or Launch()).resolve(recipe)
+    console, begun = Console(), time.monotonic()
+    folder = RunFolder.open(out or Path("runs") / recipe.name, recipe, resume=resume)
+    try:
+        finished = folder.finished()
+        if finished is not None:
+            console.final(finished, str(folder.path))
+            return finished
+        console.heading(f"{recipe.name} -> {folder.path}" + ("  (continuing)" if folder.resuming else ""))
+        return _run_stages(recipe, folder, console, root or Path.cwd(), begun)
+    finally:
+        folder.lock.release()
+
+
+def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path, begun: float) -> dict[str, Any]:
+    root = root / recipe.data.dir if recipe.data.dir else root
+    data = _load_data(recipe, root, console)
+    models = _prepare_models(recipe, folder, data[0].examples)
+    tokenizer = load_tokenizer(models["policy"])
+    builder = PromptBuilder(tokenizer, recipe.data)
+    verifier = recipe.verifier
+    with (
+        VerifierPool(
+            {"name": verifier.kind, **verifier.options},
+            workers=verifier.workers,
+            time_limit_s=verifier.time_limit_s,
+            memory_limit_mb=verifier.memory_limit_mb,
+        ) as pool,
+        Cluster(folder.path / "logs", recipe.cluster.start_deadline_s) as cluster,
+    ):
+        check_fit(recipe, cluster.hardware)
+        folder.write_manifest(recipe, cluster.hardware, {name: fingerprint(path) for name, path in models.items()})
+        prompts = [_prompts(recipe, builder, pool, part, name, console) for part, name in zip(data, ("train", "eval"))]
+        run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts[0], prompts[1], pool)
+        evaluations = _go(run, models, root)
+        summary = _summary(run, evaluations, time.monotonic() - begun)
+    _publish_policy(folder, evaluations["policy_folder"])
+    write_json(folder.path / "summary.json", summary)
+    console.final(summary, str(folder.path))
+    return summary
+
+
+# ---------------------------------------------------------------- preparation
+
+
+def _load_data(recipe: Recipe, root: Path, console: Console) -> tuple[Loaded, Loaded]:
+    train_data = load_sources(recipe.data.train, where="data.train", root=root)
+    eval_data = load_sources(recipe.data.eval, where="data.eval", root=root) if recipe.data.eval else Loaded()
+    questions = {example.question for example in eval_data.examples}
+    fresh = [example for example in train_data.examples if example.question not in questions]
+    if len(fresh) < len(train_data.examples):
+        train_data.excluded["question also in data.eval"] = len(train_data.examples) - len(fresh)
+        train_data.examples = fresh
+    if not fresh:
+        raise RecipeError("data.train: every question is also in data.eval; nothing would be held out")
+    for name, loaded in (("train", train_data), ("eval", eval_data)):
+        _report_exclusions(console, name, loaded.excluded)
+    return train_data, eval_data
+
+
+def _report_exclusions(console: Console, name: str, excluded: Counter[str]) -> None:
+    for reason, count in excluded.items():
+        console.note(f"data.{name}: {count} rows left out: {reason}")
+
+
+def _prepare_models(recipe: Recipe, folder: RunFolder, examples: Iterable[Example]) -> dict[str, Path]:
+    def texts() -> Iterable[str]:
+        for example in examples:
+            yield example.question
+            yield example.solution or ""
+
+    specs = {"policy": recipe.policy} | ({"teacher": recipe.teacher.model} if _uses_teacher(recipe) else {})  # type: ignore[union-attr]
+    return {
+        name: materialise(spec, folder.path / "models" / name, where=_where(name), seed=recipe.seed, texts=texts)
+        for name, spec in specs.items()
+    }
+
+
+def _where(name: str) -> str:
+    return "policy" if name == "policy" else "teacher.model"
+
+
+def _uses_teacher(recipe: Recipe) -> bool:
+    return recipe.teacher is not None and (needs_teacher(recipe) or not has_rl(recipe))
+
+
+def _prompts(
+    recipe: Recipe, builder: PromptBuilder, pool: VerifierPool, loaded: Loaded, name: str, console: Console
+) -> list[Prompt]:
+    """Rendered prompts of usable rows: gold accepted by the verifier, prompt within the window."""
+    examples = loaded.examples
+    if not examples:
+        return []
+    excluded: Counter[str] = Counter()
+    if recipe.data.check_golds:
+        verdicts = pool.check_golds([example.for_verifier() for example in examples])
+        usable = [example for example, verdict in zip(examples, verdicts, strict=True) if not verdict.abstained]
+        excluded["the verifier rejects the row's own gold answer"] = len(examples) - len(usable)
+        examples = usable
+    prompts, long = builder.prompts(examples, max_tokens=recipe.rollout.max_prompt_tokens)
+    _report_exclusions(console, name, +(excluded + long))
+    if not prompts:
+        raise RecipeError(f"data.{name}: no row is left of {len(loaded.examples)}; left out: {dict(excluded + long)}")
+    return prompts
+
+
+# ---------------------------------------------------------------- stages
+
+
+def _go(run: Run, models: dict[str, Path], root: Path) -> dict[str, Any]:
+    """Each stage feeds the next; finished ones are skipped. Returns evaluations and the last policy folder."""
+    current, per_stage = dict(models), {}
+    found: dict[str, Any] = {"before": None, "after": None, "per_stage": per_stage, "steps": 0}
+    for index, stage in enumerate(run.recipe.stages):
+        target = stage.target if isinstance(stage, SftStage) else "policy"
+        if target == "teacher" and "teacher" not in models:
+            run.console.note(f"{stage.name}: skipped, objective '{run.recipe.objective.kind}' reads no teacher")
+            continue
+        place = run.folder.stage(index, stage.name)
+        done = place / "done.json"
+        if done.exists():
+            record = read_json(done)
+            run.console.status(f"{stage.name}: finished before")
+        else:
+            if isinstance(stage, RlStage) and found["before"] is None:
+                found["before"] = found["after"] or _before(run, place, current["policy"])
+            record = {"before": found["before"], **_run_stage(run, stage, place, current, root)}
+            write_json(done, record)
+        if isinstance(stage, RlStage):
+            found["before"] = found["before"] or record["before"]
+            found["steps"] += stage.steps
+        run.metrics_position = max(run.metrics_position, int(record.get("metrics_position", 0)))
+        _restore_totals(run, record)
+        current[target] = place / target
+        per_stage[stage.name] = record["eval"]
+        if target == "policy":
+            found["after"] = record["eval"]
+    found["policy_folder"] = current["policy"]
+    return found
+
+
+def _before(run: Run, place: Path, policy: Path) -> dict[str, Any] | None:
+    """Accuracy of the policy that enters the first RL stage, measured once."""
+    target = place / "before.json"
+    if target.exists():
+        return read_json(target)["eval"]  # type: ignore[no-any-return]
+    run.start_rollouts(policy)
+    found = run.evaluate(run.rollouts, "before RL", weights=policy)  # type: ignore[arg-type]
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(target, {"eval": found})
+    return found
+
+
+def _run_stage(
+    run: Run, stage: SftStage | RlStage, place: Path, current: dict[str, Path], root: Path
+) -> dict[str, Any]:
+    if isinstance(stage, SftStage):
+        output = place / stage.target
+        result = run_sft(run, stage, source=current[stage.target], output=output, root=root)
+        return {"result": result, "eval": _evaluate_folder(run, stage.name, output, stage.target), **_totals(run)}
+    trainer = RlTrainer(
+        run=run,
+        stage=stage,
+        source=current["policy"],
+        teacher_folder=current.get("teacher"),
+        checkpoints=run.folder.path / "checkpoints" / stage.name,
+    )
+    shutil.rmtree(place / "policy", ignore_errors=True)
+    result = trainer.train(place / "policy")
+    record = {"result": result, "metrics_position": run.metrics_position, **_totals(run)}
+    record["eval"] = _evaluate_folder(run, stage.name, place / "policy", "policy")
+    return record
+
+
+def _evaluate_folder(run: Run, label: str, folder: Path, target: str) -> dict[str, Any] | None:
+    if not run.eval_prompts:
+        return None
+    if target == "policy":
+        run.start_rollouts(folder)
+        return run.evaluate(run.rollouts, label, weights=folder)  # type: ignore[arg-type]
+    # A teacher has another architecture than the engines that serve the policy: an engine of its own, for a moment.
+    lone = dataclasses.replace(run, rollouts=None)
+    lone.start_rollouts(folder, kind="TeacherEvaluation")
+    found = lone.evaluate(lone.rollouts, label)  # type: ignore[arg-type]
+    lone.rollouts.stop()  # type: ignore[union-attr]
+    return found
+
+
+def _totals(run: Run) -> dict[str, Any]:
+    return {"tokens": dict(run.tokens), "abstained": run.abstained, "gap": dict(run.gap)}
+
+
+def _restore_totals(run: Run, record: dict[str, Any]) -> None:
+    run.tokens, run.abstained, run.gap = dict(record["tokens"]), int(record["abstained"]), dict(record["gap"])
+
+
+# ---------------------------------------------------------------- end
+
+
+def _summary(run: Run, found: dict[str, Any], seconds: float) -> dict[str, Any]:
+    return {
+        "name": run.recipe.name,
+        "status": "finished",
+        "steps": found["steps"],
+        "wall_s": round(seconds, 1),
+        "tokens": run.tokens,
+        "eval": {name: found[name] for name in ("before", "after", "per_stage")},
+        "gap": run.gap,
+        "abstained": run.abstained,
+    }
+
+
+def _publish_policy(folder: RunFolder, source: Path) -> None:
+    """``policy/``: the final model, in place at once."""
+    target, half = folder.path / "policy", folder.path / ".policy.tmp"
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(source, half)
+    shutil.rmtree(target, ignore_errors=True)
+    half.rename(target)

@@ -1,0 +1,104 @@
+"""The SFT stage: worked solutions as token ids, TRL's trainer on the learner ranks, a model folder out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rlkd.cluster import Pending, gather
+from rlkd.data.source import load_sources
+from rlkd.errors import RecipeError
+from rlkd.recipe.schema import SftStage
+from rlkd.trainer.context import Run
+from rlkd.trainer.sampling import derive_seed
+
+SFT_WORKER = "rlkd.learner.trl_sft:SftWorker"
+
+
+def run_sft(run: Run, stage: SftStage, *, source: Path, output: Path, root: Path) -> dict[str, Any]:
+    """Fine-tune ``source`` into ``output``. A killed stage starts again from its beginning, with equal results."""
+    pairs = _pairs(run, stage, root)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    progress = output.parent / "progress.txt"
+    progress.unlink(missing_ok=True)
+    workers = [run.cluster.spawn(f"SftWorker-{stage.name}-{rank}", gpus=1.0) for rank in range(run.ranks)]
+    deadline = run.recipe.cluster.start_deadline_s
+    address = run.cluster.address(workers[0])
+    gather(
+        [
+            run.cluster.build(worker, SFT_WORKER, rank=rank, world_size=len(workers), address=address)
+            for rank, worker in enumerate(workers)
+        ],
+        deadline,
+    )
+    calls = [
+        worker.submit(
+            "train",
+            folder=str(source),
+            output=str(output),
+            pairs=pairs,
+            stage=stage.model_dump(),
+            learner=run.recipe.learner.model_dump(),
+            seed=derive_seed(run.recipe.seed, stage.name),
+            progress=str(progress),
+        )
+        for worker in workers
+    ]
+    result = _follow(run, stage, calls, progress)
+    for worker in workers:
+        run.cluster.stop(worker)
+    return result
+
+
+def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[int]]]:
+    """(prompt_ids, completion_ids) of every solution that fits ``max_length``."""
+    if stage.data is None:
+        prompts = run.train_prompts
+    else:
+        loaded = load_sources(stage.data, where=f"stages.{stage.name}.data", root=root)
+        prompts = [run.builder.prompt(example) for example in loaded.examples]
+    if all(prompt.example.solution is None for prompt in prompts):
+        raise RecipeError(
+            f"stages.{stage.name}: none of its {len(prompts)} examples has a worked solution; map data.*.fields.solution, "
+            "or use a reasoning-gym task that carries one (chain_sum, gsm_symbolic)"
+        )
+    pairs, long = [], 0
+    for prompt in prompts:
+        if prompt.example.solution is None:
+            continue
+        completion = run.builder.completion_ids(prompt.example, prompt)
+        if len(prompt.token_ids) + len(completion) > stage.max_length:
+            long += 1
+        else:
+            pairs.append((list(prompt.token_ids), list(completion)))
+    if long:
+        run.console.note(
+            f"{stage.name}: {long} of {long + len(pairs)} solutions exceed max_length {stage.max_length}, left out"
+        )
+    if not pairs:
+        raise RecipeError(f"stages.{stage.name}.max_length: {stage.max_length} leaves none of {long} solutions")
+    return pairs
+
+
+def _follow(run: Run, stage: SftStage, calls: list[Pending], progress: Path) -> dict[str, Any]:
+    """Show the loss while TRL trains; give up when no step was finished within the deadline."""
+    import ray
+
+    deadline = run.recipe.cluster.step_deadline_s
+    moved, seen = time.monotonic(), ""
+    with run.console.bar(stage.name, stage.steps) as bar:
+        while True:
+            done, _ = ray.wait([calls[0].ref], timeout=0.5)
+            text = progress.read_text(encoding="utf-8") if progress.exists() else ""
+            if text != seen:
+                moved, seen = time.monotonic(), text
+                step, loss = text.splitlines()[-1].split()
+                bar.update(int(step), f"loss {float(loss):.3f}")
+            if done:
+                break
+            if time.monotonic() - moved > deadline:
+                calls[0].result(0.0)  # raises the error that names the worker
+        results = gather(calls, deadline)
+        bar.update(stage.steps, f"loss {results[0]['loss']:.3f}")
+    return dict(results[0])
