@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -47,7 +46,7 @@ def redi(
     if not 0 <= reweighting < float("inf"):
         raise NumericsError(f"reweighting is {reweighting}, but must be >= 0 and finite")
     logprobs = as_float(policy_logprobs)
-    weight = torch.where(rejected, rejected_weight, -1.0).to(logprobs.dtype)
+    weight = logprobs.new_full(rejected.shape, -1.0).masked_fill(rejected, rejected_weight)
     if reweighting:
         if response_mask is None:
             raise NumericsError("reweighting needs response_mask, to take a row's mean log-probability")
