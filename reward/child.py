@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from reward.registry import Spec
@@ -32,7 +33,7 @@ class Child:
     """A ``python -m reward.worker`` in its own session. Not thread-safe: one owner at a time."""
 
     def __init__(self, spec: Spec, memory_limit_mb: int) -> None:
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "reward.worker"],
             stdin=subprocess.PIPE,

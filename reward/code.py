@@ -53,7 +53,9 @@ space = {"__name__": "solution", "__builtins__": __builtins__}
 exec(compile(job["code"], "solution.py", "exec"), space)
 target = space
 for part in job["fn"].split("."):
-    target = target[part] if isinstance(target, dict) else getattr(target() if isinstance(target, type) else target, part)
+    if isinstance(target, type):
+        target = target()
+    target = target[part] if isinstance(target, dict) else getattr(target, part)
 for arguments in job["calls"]:
     out.write(json.dumps(encode(target(*arguments))) + "\\n")
     out.flush()

@@ -42,7 +42,7 @@ def per_turn(lengths: Sequence[int], *, threshold: int, max_length: int, weight:
         lengths: generated tokens of each turn.
 
     Returns: a number in [floor, 0]. With the published 2000, 5000, 0.1 and -0.3 the floor never binds.
-    Source: pi-Distill, training details. Differs: the paper gives both ends (0 and -2 * weight), not the curve; linear here.
+    Source: pi-Distill, training details. Differs: both ends are published, the curve is not; linear here.
     """
     if not lengths:
         return 0.0

@@ -179,12 +179,12 @@ def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[s
         rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE
     ).match(rest)
     if match:
-        return _committed(match, rest, options)
+        return _committed(match, rest)
     line = rest.strip().split("\n")[0]
     return _by_text(re.split(r"(?<=\w)\.(?:\s|$)", line)[0], options)
 
 
-def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> frozenset[str]:
+def _committed(match: re.Match[str], rest: str) -> frozenset[str]:
     """The matched letter, unless more letters or a word follow that make it something else."""
     letter, after = match["letter"], rest[match.end() :]
     dressed = match[0].rstrip()[-1:] != letter
@@ -215,7 +215,7 @@ def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
         for match in reversed(list(_CONCLUDES.finditer(sentence))):
             found = re.compile(rf"\s*{_OPTION_WORD}{_LETTER}", re.IGNORECASE).match(sentence, match.end())
             if found and not _NEGATED.search(sentence[: found.start("letter")]):
-                chosen = _committed(found, sentence, options)
+                chosen = _committed(found, sentence)
                 if chosen:
                     return chosen
         correct = re.search(

@@ -21,7 +21,7 @@ class Verifier(Protocol):
     name: str
 
     def verify(self, completion: str, example: Example) -> Verdict:
-        """Judge the generated text alone (no prompt). ``example["answer"]`` is the gold; further keys as in the data."""
+        """Judge the generated text alone, without the prompt. ``example["answer"]`` is the gold."""
         ...
 
     def check_gold(self, example: Example) -> Verdict:

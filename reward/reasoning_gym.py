@@ -28,7 +28,7 @@ NONSENSE = "zqx nonsense zqx"
 
 
 class ReasoningGymVerifier:
-    """Scores the text of the last answer tag, else the last box, else what follows "the answer is", else everything said.
+    """Scores the last answer tag, else the last box, else what follows "the answer is", else everything said.
 
     The example is a reasoning-gym entry: ``answer`` and ``metadata`` (a mapping, or its JSON text) with
     ``source_dataset``. A scorer's partial credit is kept as a partial score; with ``binary`` only 1.0 counts.

@@ -72,7 +72,8 @@ def load(spec: Spec) -> Verifier:
     if target is None:
         names = known()
         raise VerifierError(
-            f"unknown verifier '{name}'{did_you_mean(name, names)}; known: {', '.join(sorted(names))}; or 'module:function'"
+            f"unknown verifier '{name}'{did_you_mean(name, names)}; known: {', '.join(sorted(names))}; "
+            "or 'module:function'"
         )
     thing = _import(target, name)
     if isinstance(thing, type):

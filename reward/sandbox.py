@@ -53,7 +53,7 @@ def visible_paths() -> list[str]:
 
 def _mountpoint() -> str:
     for path in ("/mnt", "/media", "/srv", "/tmp"):
-        if os.path.isdir(path) and not os.path.realpath(sys.base_prefix).startswith(path + "/"):
+        if Path(path).is_dir() and not os.path.realpath(sys.base_prefix).startswith(path + "/"):
             return path
     raise VerifierError("code sandbox: none of /mnt, /media, /srv, /tmp exists to mount on")
 

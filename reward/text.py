@@ -77,7 +77,7 @@ def answer_text(completion: str) -> str:
 
 
 def boxes(text: str) -> list[tuple[int, int, str | None]]:
-    r"""Every ``\boxed{...}``, ``\fbox{...}``, ``\framebox{...}`` or ``\boxed x``: start, end and content (None = broken)."""
+    r"""Every ``\boxed{...}`` (``\fbox``, ``\framebox``, ``\boxed 5`` too): start, end, content (None = broken)."""
     found: list[tuple[int, int, str | None]] = []
     position = 0
     for match in _BOX.finditer(text):

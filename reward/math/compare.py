@@ -94,7 +94,7 @@ def _relations(gold: Node, answer: Node, policy: Policy) -> bool | None:
 
 
 def _chain_value(node: Node, *, loose: bool, other: Node, policy: Policy) -> Node | None:
-    """The value that ``x = 5``, ``f(x) = 2x + 1``, ``2 + 3 = 5`` or ``A = ab = 12`` states; None for a contradiction."""
+    """The value that ``x = 5``, ``f(x) = 2x + 1``, ``2 + 3 = 5`` or ``A = ab = 12`` states; None if contradictory."""
     last = node.args[-1]
     for index, side in enumerate(node.args[:-1]):
         if side.op in ("text", "call") or (side.op == "sym" and index == 0 and side.name not in free_symbols(last)):
@@ -102,7 +102,8 @@ def _chain_value(node: Node, *, loose: bool, other: Node, policy: Policy) -> Nod
         if side.op not in SCALARS or last.op not in SCALARS:
             return None
         if free_symbols(side) and not free_symbols(last):
-            if loose and not free_symbols(other):  # a + b = 5 answers "find a + b"
+            zero = side.op == "add" and last.op == "num" and last.value == 0  # an equation, not a value
+            if loose and not zero and not free_symbols(other):  # a + b = 5 answers "find a + b"
                 continue
             return None
         if not same_value(side, last, policy):

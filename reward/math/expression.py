@@ -38,6 +38,14 @@ _STOPS = frozenset(
 _DECORATIONS = frozenset(
     ["overline", "bar", "hat", "vec", "ddot", "tilde", "widehat", "overrightarrow", "underline", "dot", "mathring"]
 )
+MAX_UNIT_WORDS = 8
+# Words behind a value that say more than a unit does: an alternative, a doubt, a second value.
+_NO_UNIT = re.compile(
+    r"\b(?:or|and|not|if|else|either|maybe|perhaps|possibly|approximately|about|roughly|to|is|are|but|no|yes|true|false|"
+    r"wrong|correct|then|otherwise|mod|modulo|base|times|plus|minus|squared|cubed|when|for|where|with)\b"
+    r"|(?<![\^\w{]) ?\d",
+    re.IGNORECASE,
+)
 _PERCENT_WORDS = re.compile(r"(?:percent|per\s+cent|pct|%)\.?", re.IGNORECASE)
 _DEGREE_WORDS = re.compile(r"deg(?:ree)?s?\.?", re.IGNORECASE)
 _CLOSERS = {"lfloor": "rfloor", "lceil": "rceil"}
@@ -92,7 +100,10 @@ class ExpressionReader:
                 self._here += 1
             else:
                 raise UnparsedError(f"unit followed by {token.text!r}")
-        return "".join(parts)
+        unit = re.sub(r"\s*([\^/*{}()-])\s*", r"\1", " ".join(parts))
+        if _NO_UNIT.search(unit) or len(unit.split()) > MAX_UNIT_WORDS:
+            raise UnparsedError(f"{unit!r} after a value is no unit")
+        return unit
 
     # -- grammar
 
@@ -267,10 +278,18 @@ class ExpressionReader:
 
     def _subscripted(self, name: str) -> Node:
         if not self._is("_"):
-            return sym(name)
+            return sym(name + self._at_number())
         self._take()
         inner = self._raw_argument()
         return sym(f"{name}_{inner}")
+
+    def _at_number(self) -> str:
+        """``(0)`` behind a symbol: I(0) is a value of I, not I times 0."""
+        ahead = [self._peek(index) for index in range(3)]
+        if ahead[1] is None or ahead[1].kind != "num" or [token and token.text for token in ahead[::2]] != ["(", ")"]:
+            return ""
+        self._here += 3
+        return f"({ahead[1].text})"
 
     def _raw_argument(self) -> str:
         """The source of a subscript, as a name."""

@@ -10,6 +10,7 @@ from reward.math.nodes import UnparsedError
 from reward.text import closing_brace
 
 MAX_TOKENS = 8000
+MAX_DIGITS = 4000  # of a number; Python itself refuses to print more than 4300
 
 FUNCTIONS = frozenset(
     [
@@ -109,7 +110,7 @@ _TEXT_MACROS = frozenset(
 )
 _RENAMED = {
     "leq": "le", "geq": "ge", "leqslant": "le", "geqslant": "ge", "lt": "<", "gt": ">", "neq": "ne", "dfrac": "frac",
-    "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "choose": "choose", "varnothing": "emptyset",
+    "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "varnothing": "emptyset",
     "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "dots": "ldots", "cdots": "ldots", "vert": "|",
     "mid": "|", "lvert": "|", "rvert": "|", "ast": "*", "times": "*", "cdot": "*", "div": "/", "colon": ":",
     "land": "and", "wedge": "and", "lor": "or", "vee": "or", "backslash": "setminus", "rightarrow": "to",
@@ -120,6 +121,7 @@ _NUMBER = re.compile(r"\d+\.\d+|\d+\.(?!\d)|\.\d+|\d+")
 _SCIENTIFIC = re.compile(r"(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,9})(?![\d.a-zA-Z])")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d])")
+_UNIT = re.compile(r"[A-Za-z°]+(?:\^?-?\d)?(?:\s*[/·*]\s*[A-Za-z]+(?:\^?-?\d)?)*")
 _MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
 
 
@@ -179,7 +181,9 @@ class Lexer:
         self._here += 1
 
     def _number(self) -> None:
-        rest = self._text[self._here : self._here + 5000]
+        rest = self._text[self._here : self._here + MAX_DIGITS + 1]
+        if re.match(rf"[\d.,]{{{MAX_DIGITS}}}", rest):
+            raise UnparsedError("number too long")
         if match := _REPEATING.match(rest):
             whole, fixed, cycle = match[1] or "0", match[2], match[3]
             scale, nines = 10 ** len(fixed), 10 ** len(cycle) - 1
@@ -255,13 +259,18 @@ class Lexer:
             self._add("cmd", content)
         elif content.casefold() in ("and", "or"):
             self._add("op", content.casefold())
-        elif re.fullmatch(r"[A-Za-z]", content) and self._tokens and self._tokens[-1].kind != "num":
+        elif _UNIT.fullmatch(content) and self._tokens and self._after_value():
+            self._add("text", content)
+        elif re.fullmatch(r"[A-Za-z]", content) and self._tokens:
             self._add("sym", content)
         elif re.search(r"[A-Za-z]{2}|[^\W\d_a-zA-Z]", content) or re.fullmatch(r"[A-Za-z%]", content):
             self._add("text", content)
         else:  # \text{13}
             self._tokens.extend(Lexer(content, grouped=self._grouped).tokens())
         self._here = end
+
+    def _after_value(self) -> bool:
+        return self._tokens[-1].kind in ("num", "text") or self._tokens[-1].text in (")", "}", "^")
 
     def _environment(self, name: str, start: int) -> None:
         match = re.compile(r"\s*\{([a-zA-Z]+)\*?\}(?:\s*\{[lcr|]*\})?").match(self._text, start)

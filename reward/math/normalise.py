@@ -106,7 +106,10 @@ def clean(text: str) -> str:
     text = (
         _ORDINAL.sub(" ", text) if re.search(r"\d\s*\^?\s*\{?\s*(?:\\\w+)?\s*\{?\s*(?:st|nd|rd|th)\b", text) else text
     )
-    return _trim(" ".join(text.split()))
+    text = _trim(" ".join(text.split()))
+    while text.startswith("{") and "," not in text and closing_brace(text, 0) == len(text):
+        text = _trim(text[1:-1])
+    return text
 
 
 def _strip_wrappers(text: str) -> str:

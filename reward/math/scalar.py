@@ -19,6 +19,8 @@ _MP = threading.RLock()  # mpmath's precision is a global
 _POINTS = tuple(
     Fraction(*pair) for pair in ((17, 13), (5, 7), (29, 11), (31, 37), (41, 19), (23, 29), (43, 17), (11, 31))
 )
+_STEPS = frozenset(["floor", "ceil", "mod", "gcd", "lcm"])  # equal at most points though different: try whole numbers
+_PRIMES = (7, 11, 13, 17, 19, 23, 29, 31)
 ROUNDED_DIGITS = 6  # significant digits from which a decimal may stand for a number that is no decimal
 EXTRA_DIGITS = 3  # further decimals that an answer needs to count as a sharper value of a rounded gold
 
@@ -157,8 +159,11 @@ def same_function(gold: Node, answer: Node) -> bool:
     if len(names) > 40:
         return False
     seen = 0
-    for index in range(5):
-        verdict = _agree_at(gold, answer, _point(names, index, negative=index >= 3))
+    points = [_point(names, index, negative=index >= 3) for index in range(5)]
+    if any(node.name in _STEPS for tree in (gold, answer) for node in tree.walk() if node.op == "fn"):
+        points += [{name: Fraction(at + 3 * place) for place, name in enumerate(names)} for at in range(1, 13)]
+    for point in points:
+        verdict = _agree_at(gold, answer, point)
         if verdict is False:
             return False
         seen += verdict is True
@@ -191,9 +196,12 @@ def _same_ratio(one: Any, two: Any) -> bool:
 
 
 def _point(names: list[str], index: int, *, negative: bool) -> dict[str, Fraction]:
-    """Distinct rationals for every symbol; no two symbols share one, so that swapped symbols show."""
+    """Distinct values for the symbols: small, larger, whole, then negative. None shares one, so that swaps show."""
+    scale = (1, 7, 1, 1, 5)[index]
     return {
-        name: (-1 if negative else 1) * (_POINTS[(place + index) % len(_POINTS)] + Fraction(place, 101))
+        name: (-scale if negative else scale)
+        * (Fraction(_PRIMES[place % len(_PRIMES)]) if index == 2 else _POINTS[(place + index) % len(_POINTS)])
+        + (0 if index == 2 else Fraction(place, 101))
         for place, name in enumerate(names)
     }
 

@@ -10,6 +10,7 @@ from reward.math.lexer import Lexer, Token
 from reward.math.nodes import Node, UnparsedError, sym
 
 MAX_CHARS = 20_000
+MAX_NESTING = 400
 RELATIONS = frozenset(["=", "<", ">", "le", "ge", "ne", "approx", "equiv", "in", "to"])
 _OPEN = frozenset(["(", "[", "{", "\\{", "langle", "lfloor", "lceil"])
 _CLOSE = frozenset([")", "]", "}", "\\}", "rangle", "rfloor", "rceil"])
@@ -93,6 +94,7 @@ def _items(parts: list[list[Token]], operators: list[str]) -> tuple[list[list[To
 
 def _unwrap(tokens: list[Token]) -> list[Token]:
     """Take off brackets around the whole that hold no list. Iterative: 300 of them are no recursion."""
+    rounds = 0
     while (
         len(tokens) > 2
         and tokens[0].text in ("(", "{")
@@ -103,6 +105,9 @@ def _unwrap(tokens: list[Token]) -> list[Token]:
         if len(_split(inner, _SEPARATORS)[0]) > 1 or (inner[0].text.startswith("begin:") and tokens[0].text == "{"):
             return tokens
         tokens = inner
+        rounds += 1
+        if rounds > MAX_NESTING:
+            raise UnparsedError("nested too deeply")
     return tokens
 
 
