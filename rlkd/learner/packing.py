@@ -15,29 +15,15 @@ import torch
 from torch import Tensor
 
 from rlkd.errors import NumericsError
+from rlkd.learner.layout import Layout, Stretch, build_layout
 from rlkd.records import TrainRow
 
-
-@dataclass(frozen=True)
-class Span:
-    """One prompt and the completions that continue it, as slices of the packed tokens."""
-
-    prompt_start: int
-    prompt_length: int
-    lengths: tuple[int, ...]  # inputs of each completion: its tokens but the last
-
-    @property
-    def completion_start(self) -> int:
-        return self.prompt_start + self.prompt_length
-
-    @property
-    def total(self) -> int:
-        return self.prompt_length + sum(self.lengths)
+SHARED_LIMIT = 2048  # prompt + completion tokens up to which a prompt is shared
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Packed inputs of one forward pass.
+    """Packed inputs of one forward pass; ``layout`` tells attention who sees whom.
 
     ``input_ids`` and ``position_ids`` are [T]; ``select`` [N] holds, for each completion token, the packed position
     whose hidden state predicts it; ``targets`` [N] its id; ``row`` and ``column`` [N] its place in a completion-aligned
@@ -45,7 +31,7 @@ class MicroBatch:
     """
 
     rows: tuple[TrainRow, ...]
-    spans: tuple[Span, ...]
+    layout: Layout
     input_ids: Tensor
     position_ids: Tensor
     select: Tensor
@@ -64,9 +50,18 @@ class MicroBatch:
         return grid.index_put((self.row, self.column), values)
 
 
+def shares_prompt(rows: Sequence[TrainRow]) -> bool:
+    """Whether rows of one prompt are laid out behind a single copy of it.
+
+    Very long rows are not: sharing needs an attention mask of [rows, C, P + C], and there the prompt matters little.
+    """
+    return len(rows) > 1 and len(rows[0].prompt_ids) + max(len(row.completion_ids) for row in rows) <= SHARED_LIMIT
+
+
 def group_cost(rows: Sequence[TrainRow]) -> int:
     """Packed tokens of rows that share a prompt."""
-    return len(rows[0].prompt_ids) + sum(len(row.completion_ids) - 1 for row in rows)
+    copies = 1 if shares_prompt(rows) else len(rows)
+    return copies * len(rows[0].prompt_ids) + sum(len(row.completion_ids) - 1 for row in rows)
 
 
 def split_groups(rows: Sequence[TrainRow]) -> list[list[TrainRow]]:
@@ -112,31 +107,77 @@ def _cut(group: list[TrainRow], token_budget: int) -> list[list[TrainRow]]:
 
 def pack(groups: Sequence[Sequence[TrainRow]], *, device: torch.device | str = "cpu") -> MicroBatch:
     """Lay groups out one after the other."""
-    ids: list[int] = []
-    positions: list[int] = []
-    select: list[int] = []
-    targets: list[int] = []
-    row_of: list[int] = []
-    column_of: list[int] = []
-    spans, rows = [], []
+    packer = _Packer()
     for group in groups:
-        start, prompt = len(ids), group[0].prompt_ids
-        ids += prompt
-        positions += range(len(prompt))
-        for row in group:
-            here, length = len(ids), len(row.completion_ids)
-            ids += row.completion_ids[:-1]
-            positions += range(len(prompt), len(prompt) + length - 1)
-            select += [start + len(prompt) - 1, *range(here, here + length - 1)]
-            targets += row.completion_ids
-            row_of += [len(rows)] * length
-            column_of += range(length)
-            rows.append(row)
-        spans.append(Span(start, len(prompt), tuple(len(row.completion_ids) - 1 for row in group)))
-    as_tensor = [
-        torch.tensor(x, dtype=torch.long, device=device) for x in (ids, positions, select, targets, row_of, column_of)
-    ]
-    return MicroBatch(tuple(rows), tuple(spans), *as_tensor)
+        if shares_prompt(group):
+            start = packer.prompt(group[0].prompt_ids)
+            for row in group:
+                packer.completion(row, start)
+        else:
+            for row in group:
+                packer.whole(row)
+    return packer.finish(device)
+
+
+class _Packer:
+    """Accumulates tokens, and for every row where its queries and keys lie."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.select: list[int] = []
+        self.rows: list[TrainRow] = []
+        self.stretches: list[Stretch] = []
+
+    def prompt(self, prompt: Sequence[int]) -> int:
+        """A prompt that several completions share. Returns: where it starts."""
+        start = self._tokens(prompt, 0)
+        self.stretches.append(Stretch(start, len(prompt)))
+        return start
+
+    def completion(self, row: TrainRow, prompt_start: int) -> None:
+        """A completion behind a shared prompt."""
+        length = len(row.prompt_ids)
+        start = self._tokens(row.completion_ids[:-1], length)
+        if len(row.completion_ids) > 1:
+            self.stretches.append(Stretch(start, len(row.completion_ids) - 1, prompt_start, length))
+        self._predict(row, prompt_start + length - 1, start)
+
+    def whole(self, row: TrainRow) -> None:
+        """A row with a prompt of its own."""
+        length = len(row.prompt_ids)
+        start = self._tokens((*row.prompt_ids, *row.completion_ids[:-1]), 0)
+        self.stretches.append(Stretch(start, length + len(row.completion_ids) - 1))
+        self._predict(row, start + length - 1, start + length)
+
+    def _tokens(self, tokens: Sequence[int], position: int) -> int:
+        start = len(self.ids)
+        self.ids += tokens
+        self.positions += range(position, position + len(tokens))
+        return start
+
+    def _predict(self, row: TrainRow, first: int, rest: int) -> None:
+        """The first token is predicted from the prompt's last, each later one from its predecessor."""
+        self.select += [first, *range(rest, rest + len(row.completion_ids) - 1)]
+        self.rows.append(row)
+
+    def finish(self, device: torch.device | str) -> MicroBatch:
+        def tensor(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        targets = [token for row in self.rows for token in row.completion_ids]
+        row_of = [index for index, row in enumerate(self.rows) for _ in row.completion_ids]
+        column_of = [column for row in self.rows for column in range(len(row.completion_ids))]
+        return MicroBatch(
+            rows=tuple(self.rows),
+            layout=build_layout(self.stretches, total=len(self.ids), device=device),
+            input_ids=tensor(self.ids),
+            position_ids=tensor(self.positions),
+            select=tensor(self.select),
+            targets=tensor(targets),
+            row=tensor(row_of),
+            column=tensor(column_of),
+        )
 
 
 @torch.no_grad()

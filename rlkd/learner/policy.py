@@ -40,7 +40,7 @@ class PackedPolicy(nn.Module):
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
-            spans=batch.spans,
+            layout=batch.layout,
         )
         return output.last_hidden_state[0].index_select(0, batch.select)
 
