@@ -1,0 +1,35 @@
+# make demo    install, then train the embedded example (a few minutes on two cores)
+# make test    install, then everything that CI checks
+SHELL := bash
+EXTRA ?= cpu
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q
+
+.PHONY: demo test test-maths lint install clean
+
+demo: install
+	$(BIN)/accelerate launch recipes/kdrl.yaml --out $(OUT) --resume
+	$(BIN)/rlkd report $(OUT)
+
+# Engine tests each start Ray, vLLM or DeepSpeed and take the whole machine: they run one after the other.
+test: lint
+	$(PYTEST) -m "not engine" -n 2 --dist loadgroup
+	$(PYTEST) -m engine
+
+test-maths: install
+	$(PYTEST) tests/maths
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install:
+	@VENV=$(VENV) launch/install.sh $(EXTRA)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find rlkd reward tests -name __pycache__ -type d -prune -exec rm -rf {} +
