@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe
+from rlkd.recipe.checks import check_recipe
 
 _PRECISION = {"no": "fp32", "bf16": "bf16"}
 
@@ -69,12 +70,14 @@ class Launch:
         precision = _settle("--mixed_precision", self.precision, "learner.precision", recipe.learner.precision)
         stage = _settle("--zero_stage", self.zero_stage, "learner.zero_stage", recipe.learner.zero_stage)
         learner: dict[str, Any] = {"precision": precision or _default_precision(), "zero_stage": stage or 0}
-        return recipe.model_copy(
+        resolved = recipe.model_copy(
             update={
                 "cluster": recipe.cluster.model_copy(update={"learner_workers": cluster or 1}),
                 "learner": recipe.learner.model_copy(update=learner),
             }
         )
+        check_recipe(resolved, where=f"{recipe.name} with the launcher's settings")
+        return resolved
 
 
 def _settle(flag: str, launched: Any, key: str, pinned: Any) -> Any:

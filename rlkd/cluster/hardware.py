@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from rlkd.errors import RecipeError
 from rlkd.recipe.checks import has_rl, needs_teacher
-from rlkd.recipe.schema import Recipe
+from rlkd.recipe.privileged_checks import separate_teachers
+from rlkd.recipe.schema import Recipe, TeacherSpec
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ def gpus_needed(recipe: Recipe) -> int:
     engines = cluster.rollout_workers * recipe.engine.tensor_parallel
     teachers = 0
     if needs_teacher(recipe):
-        width = recipe.engine.tensor_parallel if recipe.teacher and recipe.teacher.engine == "vllm" else 1
-        teachers = cluster.teacher_workers * width
+        local = [spec for spec in separate_teachers(recipe).values() if isinstance(spec, TeacherSpec)]
+        widths = [recipe.engine.tensor_parallel if spec.engine == "vllm" else 1 for spec in local]
+        teachers = cluster.teacher_workers * sum(widths)
     return (max(learners, engines) if cluster.placement == "colocated" else learners + engines) + teachers
 
 

@@ -1,0 +1,130 @@
+"""Every way to write a recipe wrong is an error that names the place and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlkd.errors import RecipeError
+from rlkd.recipe import has_launch_lines, load_recipe, validate_recipe
+
+ROOT = Path(__file__).parents[2]
+KDRL = ROOT / "recipes" / "kdrl.yaml"
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def fault(*overrides: str, recipe: Path = KDRL) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optm.lr=1.0", ["optm: unknown key", "did you mean 'optim'"]),
+        ("optim.learning_rate=1.0", ["optim.learning_rate: unknown key", "known here: betas"]),
+        ("objective.kind=kdlr", ["objective.kind: given 'kdlr'", "kdrl", "did you mean 'kdrl'"]),
+        ("objective={distill_coef: 1}", ["objective.kind: missing"]),
+        ("rollout.group_size=1.5", ["rollout.group_size", "integer", "given 1.5"]),
+        ("rollout.group_size=-1", ["rollout.group_size", "greater than 0", "given -1"]),
+        ("optim.lr='1e-6 '", ["optim.lr", "valid number", "'1e-6 '"]),
+        ("stages.sft.stepz=3", ["stages.0.stepz: unknown key", "did you mean 'steps'"]),
+        ("stages.warmup.steps=3", ["stages.warmup", "sft, sft-teacher, kdrl"]),
+        ("policy.tokenizer.vocab=300", ["policy.tokenizer.vocab: unknown key", "vocab_size"]),
+        ("policy.heads=5", ["policy", "multiple of 2 x heads"]),
+        ("name=a/b", ["name", "given 'a/b'"]),
+        ("objective.estimator=k1", ["zero expected gradient", "k2", "form: advantage"]),
+        ("objective.distill_coef={kind: annealed, start: 0.1, end: 0.2, delta: 0.01}", ["must not exceed start"]),
+        ("novalue", ["dotted.key=value"]),
+        ("optim.lr.deep=3", ["optim.lr", "no keys below"]),
+    ],
+)
+def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> None:
+    message = fault(override)
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["rollout.group_size=1"], "rollout.group_size: 1 with advantage.kind 'group'"),
+        (["rollout.top_p=0.9"], "rollout.top_p/top_k: 0.9/0"),
+        (["rollout.top_k=20"], "rollout.top_p/top_k: 1.0/20"),
+        (["rollout.max_prompt_tokens=900"], "exceeds policy.context_length"),
+        (["teacher=null"], "objective.kind: 'kdrl' needs a teacher"),
+        (["teacher.model.tokenizer={kind: char}"], "differs from policy.tokenizer"),
+        (["rollout.temperature=0.7"], "teacher.engine 'vllm'"),
+        (["cluster.max_staleness=1"], "no effect with schedule 'sync'"),
+        (["cluster.schedule=async", "cluster.placement=colocated"], "cluster.placement: 'colocated'"),
+        (["learner.offload_optimizer=true", "learner.zero_stage=0"], "learner.offload_optimizer: needs learner.zero_stage"),
+        (["stages.kdrl.name=sft"], "the name 'sft' is used 2 times"),
+        (["eval.samples=4"], "eval.samples: 4 greedy samples"),
+        (["optim.warmup_steps=100000"], "optim.warmup_steps: 100000 exceeds"),
+        (["data.prompt=hello"], "data.prompt"),
+        (["learner.updates_per_step=1000"], "learner.updates_per_step: 1000 exceeds"),
+    ],
+)
+def test_contradictions_are_found_before_anything_starts(overrides: list[str], said: str) -> None:
+    assert said in fault(*overrides)
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    message = fault("optim.lrr=1", "rollout.groupsize=3")
+    assert "optim.lrr" in message
+    assert "rollout.groupsize" in message
+
+
+def test_a_number_that_yaml_reads_as_text_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, KDRL.read_text().replace("lr: 3.0e-4", "lr: 3e-4"))
+    message = fault(recipe=path)
+    assert "optim.lr" in message
+    assert "given '3e-4'" in message
+    assert "write 3.0e-4" in message
+
+
+def test_an_override_may_be_written_as_people_write_numbers() -> None:
+    assert load_recipe(KDRL, ["optim.lr=2e-6"]).optim.lr == 2e-6
+
+
+def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, KDRL.read_text().replace("seed: 0", "seed: 0\nseed: 1", 1))
+    assert "the key 'seed' is given twice" in fault(recipe=path)
+
+
+def test_missing_files_name_the_nearest(tmp_path: Path) -> None:
+    assert "kdrl.yaml" in fault(recipe=ROOT / "recipes" / "kdlr.yaml")
+    assert "must hold a mapping" in fault(recipe=written(tmp_path, "- 1\n"))
+    assert "not readable YAML" in fault(recipe=written(tmp_path, "a: [1\n"))
+
+
+def test_one_line_turns_kdrl_into_grpo() -> None:
+    recipe = load_recipe(KDRL, ["objective={kind: grpo}"])
+    assert recipe.objective.kind == "grpo"
+
+
+def test_a_resolved_recipe_validates_to_itself() -> None:
+    recipe = load_recipe(KDRL)
+    assert validate_recipe(recipe.model_dump(mode="json"), where="again") == recipe
+
+
+def test_schema_is_torch_free() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, rlkd.recipe, reward; print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_recipe_is_valid_and_launchable(path: Path) -> None:
+    load_recipe(path)
+    assert has_launch_lines(path)
+    assert path.stat().st_mode & 0o111, "a recipe is executable"
