@@ -25,7 +25,7 @@ from rlkd.errors import VerifierError
 log = logging.getLogger("reward")
 
 MAX_CHUNK = 32  # answers per round trip; each still has its own clock
-STARVED = 0.5  # below this share of CPU time a timeout is the machine's fault, not the answer's
+STARVED = 0.25  # below this share of CPU time a timeout is the machine's fault, not the answer's
 
 
 @dataclass
@@ -212,7 +212,7 @@ class VerifierPool:
         while pending:
             job, started, cpu = pending[0], time.monotonic(), child.cpu_s()
             try:
-                verdict = Verdict.from_json(child.receive(self.time_limit_s))
+                answer = child.receive(self.time_limit_s)
             except ChildTimeoutError:
                 pending.popleft()
                 self._finish(job, self._timed_out(child.cpu_s() - cpu, job), time.monotonic() - started)
@@ -224,8 +224,8 @@ class VerifierPool:
                     self._finish(job, Verdict.abstain("error", f"the worker died twice: {error}"), 0.0)
                 raise
             pending.popleft()
-            self._finish(job, verdict, time.monotonic() - started)
-            if verdict.reason == "memory":  # its heap cannot be trusted any more
+            self._finish(job, Verdict.from_json(answer["verdict"]), time.monotonic() - started)
+            if answer["spoiled"]:  # its heap cannot be trusted any more
                 raise ChildDiedError("memory limit")
 
     def _timed_out(self, cpu_s: float, job: _Job) -> Verdict:

@@ -20,6 +20,7 @@ from rlkd.errors import VerifierError
 
 MAX_OUTPUT = 1_000_000  # bytes of stdout; a program that writes more is stopped
 MAX_ERRORS = 64_000  # bytes of stderr kept, from its end
+KILL_LIMIT_S = 2.0
 WATCH_S = 0.05  # between two looks at the memory of all its processes
 _LAUNCHER = Path(__file__).with_name("sandbox_launcher.py")
 _PYTHON = os.path.realpath(sys.executable)
@@ -119,9 +120,14 @@ def _report(stderr: bytes, key: str) -> dict[str, Any]:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The launcher's death takes init along, and init's death everything in its pid namespace."""
+    """Asked to end, the launcher kills init and waits until its pid namespace is empty; then it ends itself."""
+    process.terminate()
+    try:
+        process.wait(KILL_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        pass
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # init shares the group; its death takes the namespace along
     process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:

@@ -101,12 +101,13 @@ def become_nobody(config: dict[str, Any]) -> None:
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
-def run_program(config: dict, stdin: int) -> None:
+def run_program(config: dict[str, Any], stdin: int, trouble: int) -> None:
     os.setsid()
     os.dup2(stdin, 0)
+    os.dup2(trouble, 3, inheritable=False)
+    os.closerange(4, 256)
     become_nobody(config)
     limit(config)
-    os.closerange(3, 256)
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": WORK,
@@ -125,18 +126,25 @@ def init(config: dict[str, Any]) -> None:
     stdin = os.memfd_create("stdin")
     os.write(stdin, config["stdin"].encode("utf-8", "surrogatepass"))
     os.lseek(stdin, 0, os.SEEK_SET)
+    heard, trouble = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
         try:
-            run_program(config, stdin)
+            run_program(config, stdin, trouble)
         except BaseException as error:
-            os.write(2, f"\n{json.dumps({'failed': str(error)})}\n".encode())
+            os.write(3, f"{type(error).__name__}: {error}".encode())
         os._exit(125)
+    os.close(trouble)
+    failure = os.read(heard, 2000).decode()  # empty once the program runs: exec closed the other end
     while True:
         pid, status = os.wait()
         if pid == child:
             break
-    ended = {"signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"exit": os.WEXITSTATUS(status)}
+    ended: dict[str, Any] = (
+        {"signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"exit": os.WEXITSTATUS(status)}
+    )
+    if failure:
+        ended = {"failed": failure}
     os.write(REPORT_FD, f"\n{json.dumps({'key': config['key'], **ended})}\n".encode())
 
 
@@ -152,10 +160,13 @@ def main() -> None:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             init(config)
             os._exit(0)
+        # On SIGTERM kill init and go on waiting: init is gone only when all that it held is gone.
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
         os.waitpid(child, 0)
     except BaseException as error:
         os.write(2, f"\n{json.dumps({'key': config['key'], 'failed': f'{type(error).__name__}: {error}'})}\n".encode())
     os._exit(0)
 
 
-main()
+if __name__ == "__main__":
+    main()

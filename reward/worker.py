@@ -55,16 +55,16 @@ def limit_memory(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def judge(verifier: Verifier, kind: str, completion: Any, example: Mapping[str, Any]) -> Verdict:
-    """One answer, with every fault of the verifier turned into a verdict that says so."""
+def judge(verifier: Verifier, kind: str, completion: Any, example: Mapping[str, Any]) -> tuple[Verdict, bool]:
+    """One answer, with every fault of the verifier turned into a verdict that says so; and whether memory ran out."""
     try:
-        return verifier.check_gold(example) if kind == "gold" else verifier.verify(completion, example)
+        return (verifier.check_gold(example) if kind == "gold" else verifier.verify(completion, example)), False
     except MemoryError:
-        return Verdict.wrong(reason="memory", detail="over the memory limit")
+        return Verdict.wrong(reason="memory", detail="over the memory limit"), True
     except RecursionError:
-        return Verdict.wrong(reason="unparsed", detail="nested too deeply")
+        return Verdict.wrong(reason="unparsed", detail="nested too deeply"), False
     except Exception as error:
-        return Verdict.abstain("error", f"{type(error).__name__}: {error}"[:500])
+        return Verdict.abstain("error", f"{type(error).__name__}: {error}"[:500]), False
 
 
 def main() -> None:
@@ -84,8 +84,8 @@ def main() -> None:
     write_frame(sink, json.dumps({"ready": verifier.name}).encode())
     while (frame := read_frame(source)) is not None:
         for kind, completion, example in pickle.loads(frame):
-            verdict = judge(verifier, kind, completion, example)
-            write_frame(sink, json.dumps(verdict.to_json()).encode())
+            verdict, spoiled = judge(verifier, kind, completion, example)
+            write_frame(sink, json.dumps({"verdict": verdict.to_json(), "spoiled": spoiled}).encode())
 
 
 if __name__ == "__main__":

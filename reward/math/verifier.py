@@ -64,7 +64,7 @@ class MathVerifier:
         return Verdict.right(gold[:SHOWN])
 
     def _accepts(self, gold: str, text: str, found: Extracted) -> bool:
-        if not text:
+        if not text or (not self.policy.leading_approx and re.match(r"\\approx\b", text)):
             return False
         if squeezed(gold) == squeezed(text):
             return all(_has_value(tree) for tree in readings(gold)[:1])
