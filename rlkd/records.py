@@ -25,12 +25,28 @@ class Example:
 
 
 @dataclass(frozen=True)
+class PrivilegedPrompt:
+    """What only the teacher sees: a rendered prompt with the privileged text in it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    privileged: str  # the text that is in it, after any cut
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A rendered prompt: the chat template was applied once, here; ``token_ids`` are what every engine sees."""
 
     example: Example
     text: str
     token_ids: tuple[int, ...]
+    privileged: PrivilegedPrompt | None = None
+
+    @property
+    def teacher_ids(self) -> tuple[int, ...]:
+        """What the teacher sees: the privileged prompt where there is one."""
+        return self.privileged.token_ids if self.privileged else self.token_ids
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,38 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True)
+class HiddenStates:
+    """A teacher's final hidden state before each completion token; the learner applies the teacher's head."""
+
+    values: Any  # [C, E] tensor, on the CPU
+    teacher: str = "teacher"  # whose head
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A teacher's k most likely entries before each completion token, and their log-probs over its whole vocabulary."""
+
+    ids: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Pieces of text that policy and another tokenizer's teacher both end: policy token ranges, teacher log-probs."""
+
+    ranges: tuple[tuple[int, int], ...]
+    teacher_logprobs: tuple[float, ...]
+
+
+# Which term of the objective a row belongs to:
+#   sampled:  the completion was sampled from exactly this prompt; policy gradient and distillation
+#   bare:     sampled with privileged information, scored without it (pi-Distill's student)
+#   revision: a second-turn answer on the first turn's prompt (RLTF-SD)
+#   critique: feedback on the critic's prompt (RLTF-FM)
+Term = Literal["sampled", "bare", "revision", "critique"]
+
+
+@dataclass(frozen=True)
 class TrainRow:
     """One rollout as the learner sees it: tokens and signals. Tuples are aligned with ``completion_ids``."""
 
@@ -77,3 +125,6 @@ class TrainRow:
     distilled: bool = True  # false: the teacher does not pull here
     teacher_logprobs: tuple[float, ...] | None = None
     staleness: int = 0
+    term: Term = "sampled"
+    teacher_prompt_ids: tuple[int, ...] | None = None  # the same completion's other context (self-teacher)
+    teacher_view: HiddenStates | TopK | Chunks | None = None  # what a separate teacher sent beside log-probs

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rlkd.errors import RecipeError
 from rlkd.recipe.schema import DataSpec
 from rlkd.records import Example, Prompt
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class PromptBuilder:
             )
         if self.tokenizer.eos_token_id is None:
             raise RecipeError("policy: its tokenizer has no end-of-sequence token, so no completion could ever stop")
+        check_thinking(self.tokenizer, self.data.thinking, where="data.thinking")
 
     def prompt(self, example: Example) -> Prompt:
         """Render and tokenize the generation prompt of one example."""
@@ -64,17 +68,37 @@ class PromptBuilder:
                 kept.append(prompt)
         return kept, excluded
 
+    def user_turn(self, example: Example) -> str:
+        """What the student's user turn says, before the chat template."""
+        texts = {name: value for name, value in example.fields.items() if isinstance(value, str)}
+        return fill(self.data.prompt, texts | {"question": example.question})
+
     def _messages(self, example: Example) -> list[dict[str, str]]:
-        user = self.data.prompt.replace("{question}", example.question)
-        for name, value in example.fields.items():
-            if isinstance(value, str):
-                user = user.replace(f"{{{name}}}", value)
         system = [{"role": "system", "content": self.data.system}] if self.data.system else []
-        return [*system, {"role": "user", "content": user}]
+        return [*system, {"role": "user", "content": self.user_turn(example)}]
 
     def _render(self, messages: list[dict[str, str]], *, generate: bool) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
+        return render(self.tokenizer, messages, generate=generate, thinking=self.data.thinking)
 
     def _encode(self, text: str) -> list[int]:
         # The template already wrote every special token; adding them again is the double-BOS fault.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Replace ``{name}`` for the given names, each once and never inside what was put in; other braces stay."""
+    return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), template)
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], *, generate: bool, thinking: bool | None) -> str:
+    """Messages as text by the tokenizer's chat template; ``thinking`` is its ``enable_thinking`` where given."""
+    options = {} if thinking is None else {"enable_thinking": thinking}
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **options))
+
+
+def check_thinking(tokenizer: Any, thinking: bool | None, *, where: str) -> None:
+    """A switch that cannot act is an error. Raises: RecipeError when the template never reads ``enable_thinking``."""
+    if thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
+        raise RecipeError(
+            f"{where}: {thinking}, but the tokenizer's chat template has no enable_thinking; leave it out"
+        )

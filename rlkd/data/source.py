@@ -98,6 +98,13 @@ def _check_columns(fields: FieldMap, columns: Iterable[str], where: str) -> None
                     f"{where}.fields.{name}: the data has no column '{column}'{did_you_mean(column, known)}; "
                     f"columns: {', '.join(known)}"
                 )
+    for name, rule in fields.extra.items():
+        for column in _PLACEHOLDER.findall(rule.template):
+            if column not in known:
+                raise RecipeError(
+                    f"{where}.fields.extra.{name}: the data has no column '{column}'{did_you_mean(column, known)}; "
+                    f"columns: {', '.join(known)}"
+                )
     if fields.options and fields.options not in known:
         raise RecipeError(f"{where}.fields.options: the data has no column '{fields.options}'; columns: {known}")
 
@@ -113,7 +120,8 @@ def _example(fields: FieldMap, row: Mapping[str, Any], row_id: str) -> tuple[Exa
     if fields.solution and not solution:
         return None, "empty solution"
     options = {"options": row[fields.options]} if fields.options else {}
-    return Example(id=row_id, question=question, answer=answer, solution=solution, fields=options), ""
+    extra = {name: _apply(rule, row) for name, rule in fields.extra.items()}  # an absent one is its reader's business
+    return Example(id=row_id, question=question, answer=answer, solution=solution, fields=options | extra), ""
 
 
 def _apply(rule: FieldRule, row: Mapping[str, Any]) -> str | None:

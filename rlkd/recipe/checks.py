@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rlkd.errors import RecipeError
-from rlkd.recipe.schema import Recipe, RlStage, ScratchModel, SftStage
+from rlkd.recipe.privileged_checks import CHECKS as PRIVILEGED_CHECKS
+from rlkd.recipe.privileged_checks import separate_teachers
+from rlkd.recipe.schema import Recipe, RlStage, ScratchModel, SftStage, TeacherSpec
 
 Check = Callable[[Recipe], Iterator[str]]
 
@@ -19,8 +21,8 @@ def check_recipe(recipe: Recipe, *, where: str) -> None:
 
 
 def needs_teacher(recipe: Recipe) -> bool:
-    """Whether the recipe's objective reads teacher scores."""
-    return recipe.objective.kind in ("kdrl", "distill")
+    """Whether the recipe's objective reads scores of a separate teacher."""
+    return recipe.objective.kind in ("kdrl", "distill", "opd", "alm")
 
 
 def has_rl(recipe: Recipe) -> bool:
@@ -29,17 +31,14 @@ def has_rl(recipe: Recipe) -> bool:
 
 
 def _teacher(recipe: Recipe) -> Iterator[str]:
-    if has_rl(recipe) and needs_teacher(recipe) and recipe.teacher is None:
+    teachers = separate_teachers(recipe)
+    if has_rl(recipe) and needs_teacher(recipe) and not teachers:
         yield f"objective.kind: '{recipe.objective.kind}' needs a teacher; write a `teacher:` section with its model"
     for index, stage in enumerate(recipe.stages):
-        if isinstance(stage, SftStage) and stage.target == "teacher" and recipe.teacher is None:
-            yield f"stages.{index}.target: 'teacher', but the recipe has no `teacher:` section"
-    if (
-        recipe.teacher
-        and recipe.teacher.engine == "vllm"
-        and recipe.rollout.temperature != 1.0
-        and needs_teacher(recipe)
-    ):
+        if isinstance(stage, SftStage) and stage.target == "teacher" and not isinstance(recipe.teacher, TeacherSpec):
+            yield f"stages.{index}.target: 'teacher', but the recipe has no `teacher:` section with a model"
+    served = any(isinstance(spec, TeacherSpec) and spec.engine == "vllm" for spec in teachers.values())
+    if served and recipe.rollout.temperature != 1.0 and needs_teacher(recipe):
         yield (
             f"rollout.temperature: {recipe.rollout.temperature} with teacher.engine 'vllm', whose prompt log-probs "
             "are always at temperature 1; write temperature: 1.0 or teacher.engine: transformers"
@@ -47,17 +46,28 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
 
 
 def _vocabulary(recipe: Recipe) -> Iterator[str]:
-    policy, teacher = recipe.policy, recipe.teacher.model if recipe.teacher else None
-    if teacher is None or not needs_teacher(recipe):
+    policy = recipe.policy
+    if not needs_teacher(recipe) or recipe.objective.kind == "alm" or not isinstance(policy, ScratchModel):
         return
-    if isinstance(policy, ScratchModel) and isinstance(teacher, ScratchModel) and policy.tokenizer != teacher.tokenizer:
-        yield "teacher.model.tokenizer: differs from policy.tokenizer; token-level distillation needs the same one"
+    for spec in separate_teachers(recipe).values():
+        model = spec.model if isinstance(spec, TeacherSpec) else None
+        if isinstance(model, ScratchModel) and policy.tokenizer != model.tokenizer:
+            yield (
+                "teacher.model.tokenizer: differs from policy.tokenizer; token-level distillation needs the same one "
+                "(objective.kind: alm does not)"
+            )
+
+
+def _reads_scores(recipe: Recipe) -> bool:
+    """Whether the verifier's scores enter the gradient."""
+    objective = recipe.objective
+    return objective.kind not in ("distill", "alm") and getattr(objective, "reward_coef", 1.0) > 0
 
 
 def _group(recipe: Recipe) -> Iterator[str]:
     if not has_rl(recipe):
         return
-    if recipe.rollout.group_size == 1 and recipe.advantage.kind == "group" and recipe.objective.kind != "distill":
+    if recipe.rollout.group_size == 1 and recipe.advantage.kind == "group" and _reads_scores(recipe):
         yield (
             "rollout.group_size: 1 with advantage.kind 'group' gives every rollout advantage 0; "
             "write group_size: 2 or more, or advantage: {kind: reinforce}"
@@ -79,7 +89,10 @@ def _sampling(recipe: Recipe) -> Iterator[str]:
 
 
 def _lengths(recipe: Recipe) -> Iterator[str]:
-    models = {"policy": recipe.policy, "teacher.model": recipe.teacher.model if recipe.teacher else None}
+    models = {"policy": recipe.policy}
+    if recipe.objective.kind != "alm":  # another tokenizer counts other tokens
+        named = {name: spec.model for name, spec in separate_teachers(recipe).items() if isinstance(spec, TeacherSpec)}
+        models |= {"teacher.model" if name == "teacher" else name: model for name, model in named.items()}
     rollout = recipe.rollout
     total = rollout.max_prompt_tokens + rollout.max_new_tokens
     for name, model in models.items():
@@ -147,4 +160,5 @@ _CHECKS: tuple[Check, ...] = (
     _evaluation,
     _schedules,
     _placeholders,
+    *PRIVILEGED_CHECKS,
 )

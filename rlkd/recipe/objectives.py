@@ -7,65 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rlkd.recipe.base import Section
-
-Coef = Annotated[float, Field(ge=0)]
-
-
-class ConstantCoef(Section):
-    """The same weight at every step."""
-
-    kind: Literal["constant"] = "constant"
-    value: Coef
-
-
-class AnnealedCoef(Section):
-    """``max(start - delta * step, end)`` (KDRL section 3.3)."""
-
-    kind: Literal["annealed"] = "annealed"
-    start: Coef
-    end: Coef
-    delta: Annotated[float, Field(gt=0)]
-
-    @model_validator(mode="after")
-    def _falls(self) -> AnnealedCoef:
-        if self.end > self.start:
-            raise ValueError(f"end {self.end} must not exceed start {self.start}")
-        return self
-
-
-class SwitchedCoef(Section):
-    """``value`` before step ``at``, 0 from there on."""
-
-    kind: Literal["switched"] = "switched"
-    value: Coef
-    at: Annotated[int, Field(ge=0)]
-
-
-CoefSchedule = Annotated[ConstantCoef | AnnealedCoef | SwitchedCoef, Field(discriminator="kind")]
-
-
-class ImportanceCorrection(Section):
-    """Weight for the gap between the rollout engine's and the learner's probabilities of the same weights."""
-
-    kind: Literal["none", "truncate", "mask"] = "none"
-    level: Literal["token", "sequence"] = "token"
-    low: Coef = 0.0
-    high: Annotated[float, Field(gt=0)] = 2.0
-
-
-class PolicyGradient(Section):
-    """Shared switches of the clipped surrogates."""
-
-    clip_low: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    clip_high: Annotated[float, Field(ge=0)] = 0.2
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    ratio: Literal["token", "sequence"] = Field(default="token", description="'sequence' is GSPO's")
-    reduction: Literal["token", "sequence", "constant"] = Field(
-        default="token",
-        description="token: mean over all trained tokens; sequence: mean of sequence means; constant: Dr.GRPO's",
-    )
-    kl_coef: Coef = Field(default=0.0, description="weight of reverse KL to the reference (the stage's first weights)")
-    correction: ImportanceCorrection = ImportanceCorrection()
+from rlkd.recipe.coefficients import (
+    AnnealedCoef,
+    Coef,
+    CoefSchedule,
+    ConstantCoef,
+    ImportanceCorrection,
+    LinearCoef,
+    PolicyGradient,
+    SwitchedCoef,
+)
+from rlkd.recipe.privileged import AlmObjective, OpdObjective, OpsdObjective, PiDistillObjective, RltfObjective
 
 
 class GrpoObjective(PolicyGradient):
@@ -106,7 +58,17 @@ class DistillObjective(Section):
     correction: ImportanceCorrection = ImportanceCorrection()
 
 
-Objective = Annotated[GrpoObjective | KdrlObjective | DistillObjective, Field(discriminator="kind")]
+Objective = Annotated[
+    GrpoObjective
+    | KdrlObjective
+    | DistillObjective
+    | OpsdObjective
+    | OpdObjective
+    | PiDistillObjective
+    | RltfObjective
+    | AlmObjective,
+    Field(discriminator="kind"),
+]
 
 
 class GroupAdvantage(Section):
@@ -124,3 +86,26 @@ class ReinforceAdvantage(Section):
 
 
 AdvantageSpec = Annotated[GroupAdvantage | ReinforceAdvantage, Field(discriminator="kind")]
+
+__all__ = [
+    "AdvantageSpec",
+    "AlmObjective",
+    "AnnealedCoef",
+    "Coef",
+    "CoefSchedule",
+    "ConstantCoef",
+    "DistillObjective",
+    "GroupAdvantage",
+    "GrpoObjective",
+    "ImportanceCorrection",
+    "KdrlObjective",
+    "LinearCoef",
+    "Objective",
+    "OpdObjective",
+    "OpsdObjective",
+    "PiDistillObjective",
+    "PolicyGradient",
+    "ReinforceAdvantage",
+    "RltfObjective",
+    "SwitchedCoef",
+]

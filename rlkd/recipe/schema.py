@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rlkd.recipe.base import Section
 from rlkd.recipe.objectives import AdvantageSpec, GroupAdvantage, GrpoObjective, Objective
+from rlkd.recipe.privileged import FeedbackSpec, PrivilegedSpec, SelfTeacher, ServerTeacher, teacher_kind
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -76,11 +77,41 @@ ModelSpec = Annotated[ScratchModel | PretrainedModel | PackagedModel, Field(disc
 
 
 class TeacherSpec(Section):
-    """The supervising model and the engine that scores the policy's tokens."""
+    """A separate supervising model and the engine that scores the policy's tokens."""
 
+    kind: Literal["separate"] = "separate"
     model: ModelSpec
     engine: Literal["vllm", "transformers"] = "vllm"
+    transport: Literal["sampled", "top_k", "hidden"] = Field(
+        default="sampled",
+        description="what travels for each token (objective opd): its log-prob, the top_k log-probs, or the hidden "
+        "state, to which the learner applies the teacher's head (whole vocabulary; engine: transformers)",
+    )
+    top_k: Positive = Field(default=32, description="transport top_k")
     tokens_per_batch: Positive = Field(default=16384, description="tokens scored at once: bounds [T, V] on the teacher")
+
+
+OneTeacher = Annotated[
+    Annotated[TeacherSpec, Tag("separate")] | Annotated[ServerTeacher, Tag("server")], Discriminator(teacher_kind)
+]
+
+
+class RoutedTeachers(Section):
+    """Several teachers of the policy's vocabulary; a data field says which one scores a row."""
+
+    kind: Literal["routed"] = "routed"
+    field: str = Field(description="a name under data.*.fields.extra, whose value is a teacher's name")
+    teachers: Annotated[dict[str, OneTeacher], Field(min_length=1)]
+    default: str | None = Field(default=None, description="teacher of rows with another value; default: an error")
+
+
+AnyTeacher = Annotated[
+    Annotated[TeacherSpec, Tag("separate")]
+    | Annotated[SelfTeacher, Tag("self")]
+    | Annotated[ServerTeacher, Tag("server")]
+    | Annotated[RoutedTeachers, Tag("routed")],
+    Discriminator(teacher_kind),
+]
 
 
 # ---------------------------------------------------------------- data
@@ -107,6 +138,7 @@ class FieldMap(Section):
     answer: Rule = FieldRule(template="{answer}")
     solution: Rule | None = None
     options: str | None = Field(default=None, description="column with {letter: text}, for multiple choice")
+    extra: dict[str, Rule] = Field(default_factory=dict, description="further fields by name: privileged text, routes")
 
 
 class ReasoningGymData(Section):
@@ -163,6 +195,7 @@ class DataSpec(Section):
     dir: str | None = Field(default=None, description="folder that relative file paths start at")
     system: str | None = None
     prompt: str = Field(default="{question}", description="the user turn; {question} is replaced")
+    thinking: bool | None = Field(default=None, description="the chat template's enable_thinking; default: unset")
     check_golds: bool = Field(default=True, description="exclude rows whose gold the verifier itself rejects")
 
 
@@ -320,7 +353,9 @@ class Recipe(Section):
     description: str = ""
     seed: NonNegative = 0
     policy: ModelSpec
-    teacher: TeacherSpec | None = None
+    teacher: AnyTeacher | None = None
+    privileged: PrivilegedSpec | None = None
+    feedback: FeedbackSpec | None = None
     data: DataSpec
     verifier: VerifierSpec = VerifierSpec()
     objective: Objective = GrpoObjective()
