@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from torch import Tensor
 
+booking = True  # off while mutants run: what passes then proves nothing
 proofs: dict[str, dict[str, float]] = defaultdict(dict)
 mutants: dict[str, dict[str, bool]] = defaultdict(dict)
 
@@ -16,7 +17,8 @@ def prove(family: str, subject: str, got: Tensor, want: Tensor, tolerance: float
     assert want.abs().max() > 1e3 * tolerance, f"{subject}: the expected value is zero, which would prove nothing"
     deviation = float((got.detach() - want.detach()).abs().max())
     assert deviation <= tolerance, f"{subject}: deviates by {deviation:.3g}, allowed {tolerance:.3g}"
-    proofs[family][subject] = max(deviation, proofs[family].get(subject, 0.0))
+    if booking:
+        proofs[family][subject] = max(deviation, proofs[family].get(subject, 0.0))
 
 
 def differ(first: Tensor, second: Tensor, at_least: float = 1e-3) -> None:

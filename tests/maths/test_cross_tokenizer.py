@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -168,7 +169,7 @@ def test_bad_chunks_are_refused() -> None:
 Encode = Callable[[str], list[str]]  # text to byte-level token strings, one symbol a byte
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def texts() -> list[str]:
     if not SHARED.is_dir():
         pytest.skip(f"the shared data folder is absent: {SHARED}")
@@ -177,8 +178,8 @@ def texts() -> list[str]:
     return [next(v for v in row.values() if isinstance(v, str) and len(v) > 40) for row in rows]
 
 
-@pytest.fixture(scope="module")
-def encoders(texts: list[str]) -> tuple[Encode, Encode]:
+@functools.cache
+def encoders() -> tuple[Encode, Encode]:
     """SmolLM2's own tokenizer, and a byte-level BPE trained on the text."""
     import transformers
 
@@ -191,18 +192,18 @@ def encoders(texts: list[str]) -> tuple[Encode, Encode]:
     small.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
-    small.train_from_iterator(texts, trainer)
+    small.train_from_iterator(texts(), trainer)
     return lambda text: list(smol.tokenize(text)), lambda text: list(small.encode(text).tokens)
 
 
 STRANGE = ["Ça va? 12+30=42 🙂", "naïve\n\n  x² ≥ 0\tend ", "日本語のテキスト", "a"]
 
 
-def test_alignment_of_two_real_tokenizers(texts: list[str], encoders: tuple[Encode, Encode]) -> None:
+def test_alignment_of_two_real_tokenizers() -> None:
     """Every token in exactly one chunk; both sides of a chunk are the same bytes; no chunk could be split further."""
     split = 0
-    for text in [*texts[:200], *STRANGE]:
-        tokens = [encode(text) for encode in encoders]
+    for text in [*texts()[:200], *STRANGE]:
+        tokens = [encode(text) for encode in encoders()]
         spans = [byte_spans([len(token) for token in side]) for side in tokens]
         assert [side[-1][1] for side in spans] == [len(text.encode())] * 2
         chunks = align_chunks(teacher_spans=spans[0], policy_spans=spans[1])
@@ -217,12 +218,12 @@ def test_alignment_of_two_real_tokenizers(texts: list[str], encoders: tuple[Enco
     assert split > 1000  # the tokenizers truly differ
 
 
-def test_alm_of_two_real_tokenizers(texts: list[str], encoders: tuple[Encode, Encode]) -> None:
+def test_alm_of_two_real_tokenizers() -> None:
     """A unigram policy, trained by ALM on a unigram teacher of the other vocabulary, comes to agree with it.
 
     Only chunks that are one token for the policy are trained: there, and only there, it can agree exactly.
     """
-    train = [[encode(text) for encode in encoders] for text in texts[:60]]
+    train = [[encode(text) for encode in encoders()] for text in texts()[:60]]
     counts = Counter(token for sides in train for token in sides[0])
     teacher = {token: math.log(n / counts.total()) for token, n in counts.items()}
     places = {token: i for i, token in enumerate(sorted({t for sides in train for t in sides[1]}))}

@@ -251,6 +251,19 @@ def test_bucketed_is_a_distribution() -> None:
     prove(FAMILY, "bucketed, gradient", got, expected)
 
 
+def test_a_tail_without_mass_has_no_gradient() -> None:
+    """All entries outside the support are masked vocabulary (-inf): no NaN comes back through the empty tail."""
+    policy = logits(0).requires_grad_()
+    masked = policy.masked_fill(torch.arange(6) >= 2, -torch.inf)
+    support = Support(torch.tensor([[0, 1]]).expand(4, 2), torch.ones(4, 2, dtype=torch.bool))
+    teacher = bucketed(logits(1).masked_fill(torch.arange(6) >= 2, -torch.inf), support)
+    value = reverse_kl(policy_logits=bucketed(masked, support), teacher_logits=teacher)
+    small = reverse_kl(policy_logits=policy[:, :2], teacher_logits=logits(1)[:, :2])
+    prove(FAMILY, "empty tail", value, small)
+    got, want = (torch.autograd.grad(v.sum(), policy)[0] for v in (value, small))
+    prove(FAMILY, "empty tail, gradient", got, want)
+
+
 def test_tail_is_exact_when_tiny() -> None:
     """A tail of e^-40 survives in float32, where 1 - sum would be 0."""
     buckets = bucketed(torch.tensor([[0.0, -40.0, -40.0]]), top_support(torch.tensor([[0.0, -40.0, -40.0]]), k=1))

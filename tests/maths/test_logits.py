@@ -75,6 +75,7 @@ def test_vocabulary_padding_does_not_enter_the_statistics() -> None:
     valid = torch.arange(6).expand(4, 6) < 4
     junk = logits(1).masked_fill(~valid, math.nan)
     prove(FAMILY, "standardise, padding", standardise(junk, valid)[:, :4], standardise(logits(1)[:, :4]), 1e-12)
+    assert standardise(junk, valid)[:, 4:].eq(-torch.inf).all()
     teacher = logits(2)
     got = standardise_to_teacher(junk, teacher.masked_fill(~valid, 1e9), valid)[:, :4]
     prove(FAMILY, "anchored, padding", got, standardise_to_teacher(logits(1)[:, :4], teacher[:, :4]), 1e-12)

@@ -438,6 +438,14 @@ def test_truncated_weight_is_capped(level: str) -> None:
     prove(FAMILY, f"ratio, {level}", free, want.where(WORLD.mask, 1.0))
 
 
+def test_padding_does_not_enter_a_sequence_ratio() -> None:
+    clean = gap(WORLD)
+    dirty = clean | {"rollout_logprobs": clean["rollout_logprobs"].where(WORLD.mask, 3.0)}
+    for level in ("sequence", "geometric"):
+        got, want = (truncated_importance_weight(**g, cap=math.inf, level=level) for g in (dirty, clean))  # type: ignore[arg-type]
+        prove(FAMILY, f"{level} ratio, padding", got, want)
+
+
 def test_masked_weight_drops_outliers() -> None:
     ratios = row(0.3, 0.5, 1.0, 2.0, 2.5)
     weight = masked_importance_weight(
@@ -469,6 +477,32 @@ def test_extreme_gaps_stay_finite() -> None:
     }
     for level in ("token", "sequence", "geometric"):
         assert truncated_importance_weight(**inputs, cap=math.inf, level=level).isfinite().all()  # type: ignore[arg-type]
+
+
+# --- who is trained ---
+
+
+def test_only_the_policy_is_trained() -> None:
+    """Teacher, sampler and credit are data: every other input asks for a gradient and gets none."""
+    policy, other, credit = (row(-1.0, -2.0, -0.5).requires_grad_() for _ in range(3))
+    clip: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2}
+    sampled: dict[str, Any] = {"policy_logprobs": policy, "rollout_logprobs": other - 0.1}
+    taught: dict[str, Any] = {"policy_logprobs": policy, "teacher_logprobs": other - 0.1}
+    losses = [
+        reinforce(policy_logprobs=policy, advantages=credit),
+        clipped_surrogate(**sampled, advantages=credit, **clip),
+        cispo(**sampled, advantages=credit, **clip),
+        gspo(**sampled, advantages=credit, response_mask=torch.ones(1, 3, dtype=torch.bool), **clip),
+        reverse_kl_k2(**taught),
+        forward_kl_k3(**taught),
+        kdrl_joint(policy_loss=reinforce(policy_logprobs=policy, advantages=credit), **taught, distill_coef=1.0),
+    ]
+    for loss in losses:
+        got = torch.autograd.grad(loss.sum(), [policy, other, credit], allow_unused=True)
+        assert got[0] is not None
+        assert got[0].abs().max() > 0
+        assert got[1] is got[2] is None
+    assert not additive_advantage(advantages=credit, **taught, distill_coef=1.0).requires_grad
 
 
 # --- bad input ---

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from ledger import prove
 from torch import Tensor
 
 from rlkd.errors import NumericsError
@@ -42,8 +43,8 @@ def test_reduction_is_split_invariant(kind: Reduction, size: int) -> None:
     values, mask = batch()
     parts = list(zip(values.split(size), mask.split(size), strict=True))
     denominator = sum(local_denominator(m, kind=kind, constant_length=budget(kind)) for _, m in parts)
-    total = sum(reduce(v, m, kind=kind, denominator=denominator) for v, m in parts)
-    assert float(total) == pytest.approx(whole(kind), abs=1e-14)
+    total = torch.stack([reduce(v, m, kind=kind, denominator=denominator) for v, m in parts]).sum(0, keepdim=True)
+    prove("reduction", f"{kind}, micro-batches", total, torch.tensor([whole(kind)], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +57,7 @@ def test_reduction_is_packing_invariant(kind: Reduction) -> None:
         packed_mask, kind=kind, constant_length=budget(kind), sequence_ids=packed_ids.contiguous()
     )
     result = reduce(packed_values, packed_mask, kind=kind, denominator=denominator, sequence_ids=packed_ids)
-    assert float(result) == pytest.approx(whole(kind), abs=1e-14)
+    prove("reduction", f"{kind}, packed", result[None], torch.tensor([whole(kind)], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,7 +82,7 @@ def test_row_order_does_not_matter(kind: Reduction) -> None:
     order = torch.tensor([2, 0, 3, 1])
     denominator = local_denominator(mask[order], kind=kind, constant_length=budget(kind))
     result = reduce(values[order], mask[order], kind=kind, denominator=denominator)
-    assert float(result) == pytest.approx(whole(kind), abs=1e-14)
+    prove("reduction", f"{kind}, row order", result[None], torch.tensor([whole(kind)], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", KINDS)

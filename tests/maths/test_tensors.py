@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from ledger import prove
 from torch import Tensor
 
 from rlkd.errors import NumericsError
@@ -92,12 +93,13 @@ def test_chunked_logprobs_equal_plain(chunk_size: int | None, temperature: float
         with_entropy=True,
     )
     assert output.entropy is not None
-    torch.testing.assert_close(output.logprobs, chosen, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(output.entropy, -(expected.exp() * expected).sum(1), rtol=1e-12, atol=1e-12)
+    prove("tensors", "chunked_logprobs", output.logprobs, chosen, 1e-12)
+    prove("tensors", "chunked_logprobs, entropy", output.entropy, -(expected.exp() * expected).sum(1), 1e-12)
     assert not output.entropy.requires_grad
     got = torch.autograd.grad(output.logprobs @ upstream, inputs)
     want = torch.autograd.grad(chosen @ upstream, inputs)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    for name, first, second in zip(("hidden", "head", "bias"), got, want, strict=True):
+        prove("tensors", f"chunked_logprobs, d {name}", first, second, 1e-12)
 
 
 def test_chunked_logprobs_gradcheck() -> None:

@@ -1,0 +1,21 @@
+"""Every wrong version is rejected by its own family's tests."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import ledger
+import pytest
+from mutation import Mutant, hunt
+
+FAMILIES = sorted(path.stem for path in (Path(__file__).parent / "mutants").glob("[a-z]*.py"))
+CASES = [(family, mutant) for family in FAMILIES for mutant in importlib.import_module(f"mutants.{family}").MUTANTS]
+
+
+@pytest.mark.parametrize(("family", "mutant"), CASES, ids=lambda case: getattr(case, "name", case))
+def test_mutant_is_killed(family: str, mutant: Mutant) -> None:
+    killer = hunt(family)[mutant.name]
+    module = importlib.import_module(f"mutants.{family}")
+    ledger.mutants[module.FAMILY][mutant.name] = killer is not None
+    assert killer, f"{module.TESTS} accept a wrong version of {mutant.target}: {mutant.why}"
