@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import random_rows
+from learner_rows import random_rows
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -45,7 +45,9 @@ def test_packed_logprobs_equal_plain(model: LlamaForCausalLM, budget: int) -> No
     rows = random_rows(4, 4)
     scores = score_rows(PackedPolicy(model), rows, token_budget=budget)
     for row, found in zip(rows, scores, strict=True):
-        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), plain(model, row).detach(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor(found, dtype=torch.float64), plain(model, row).detach(), rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("budget", [1, 80, 10**6])

@@ -64,7 +64,10 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
         (["rollout.temperature=0.7"], "teacher.engine 'vllm'"),
         (["cluster.max_staleness=1"], "no effect with schedule 'sync'"),
         (["cluster.schedule=async", "cluster.placement=colocated"], "cluster.placement: 'colocated'"),
-        (["learner.offload_optimizer=true", "learner.zero_stage=0"], "learner.offload_optimizer: needs learner.zero_stage"),
+        (
+            ["learner.offload_optimizer=true", "learner.zero_stage=0"],
+            "learner.offload_optimizer: needs learner.zero_stage",
+        ),
         (["stages.kdrl.name=sft"], "the name 'sft' is used 2 times"),
         (["eval.samples=4"], "eval.samples: 4 greedy samples"),
         (["optim.warmup_steps=100000"], "optim.warmup_steps: 100000 exceeds"),
@@ -120,7 +123,9 @@ def test_schema_is_torch_free() -> None:
     import sys
 
     code = "import sys, rlkd.recipe, reward; print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: str(p.relative_to(ROOT)))

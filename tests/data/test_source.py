@@ -1,0 +1,149 @@
+"""Rows, prompts and worked solutions, on real data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlkd.data.prompt import PromptBuilder
+from rlkd.data.reasoning_gym import load_reasoning_gym
+from rlkd.data.source import load_sources
+from rlkd.errors import RecipeError
+from rlkd.models.tokenizer import build_tokenizer
+from rlkd.recipe.schema import BpeTokenizer, CharTokenizer, DataSpec, FieldMap, FieldRule, FileData, ReasoningGymData
+
+SHARED = Path(os.environ.get("RLKD_SHARED", Path(__file__).parents[3] / "shared"))
+CHAIN = ReasoningGymData(task="chain_sum", size=40, seed=1)
+
+
+def gsm8k() -> FileData:
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the shared data folder is not beside the checkout (RLKD_SHARED)")
+    fields = FieldMap(
+        answer=FieldRule(template="{answer}", pattern=r"####\s*(.+)"), solution=FieldRule(template="{answer}")
+    )
+    return FileData(path=str(SHARED / "data" / "gsm8k_train.jsonl"), fields=fields, stop=50)
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"q": "1+1?", "a": "2"},
+        {"q": "2+2?", "a": None},
+        {"q": "", "a": "4"},
+        {"q": "3+3?", "a": "six #### 6"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    yield path
+
+
+def test_real_rows_are_mapped_by_template_and_pattern() -> None:
+    loaded = load_sources([gsm8k()], where="data.train", root=Path())
+    first = loaded.examples[0]
+    assert len(loaded.examples) == 50
+    assert first.answer == "72"
+    assert first.solution is not None
+    assert first.solution.endswith("#### 72")
+
+
+def test_bad_rows_are_left_out_and_counted(jsonl: Path) -> None:
+    fields = FieldMap(question=FieldRule(template="{q}"), answer=FieldRule(template="{a}"))
+    loaded = load_sources([FileData(path=str(jsonl), fields=fields)], where="data.train", root=Path())
+    assert [example.question for example in loaded.examples] == ["1+1?", "3+3?"]
+    assert dict(loaded.excluded) == {"empty answer": 1, "empty question": 1}
+
+
+def test_a_row_that_its_pattern_does_not_match_is_left_out(jsonl: Path) -> None:
+    fields = FieldMap(question=FieldRule(template="{q}"), answer=FieldRule(template="{a}", pattern=r"####\s*(.+)"))
+    loaded = load_sources([FileData(path=str(jsonl), fields=fields)], where="data.train", root=Path())
+    assert [example.answer for example in loaded.examples] == ["6"]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (FileData(path="nothing.jsonl"), "data.train.path: there is no file"),
+        (FileData(path=__file__), "'.py' is not read"),
+        (ReasoningGymData(task="chain_sm", size=3, seed=0), "did you mean 'chain_sum'"),
+        (ReasoningGymData(task="chain_sum", size=3, seed=0, config={"min_trms": 3}), "data.train.config"),
+    ],
+)
+def test_wrong_sources_are_named(source: FileData | ReasoningGymData, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_sources([source], where="data.train", root=Path())
+
+
+def test_a_missing_column_names_the_nearest(jsonl: Path) -> None:
+    source = FileData(
+        path=str(jsonl), fields=FieldMap(question=FieldRule(template="{q}"), answer=FieldRule(template="{aa}"))
+    )
+    with pytest.raises(RecipeError, match=r"fields\.answer: the data has no column 'aa'; did you mean 'a'"):
+        load_sources([source], where="data.train", root=Path())
+
+
+def test_the_same_file_twice_is_refused(jsonl: Path) -> None:
+    source = FileData(
+        path=str(jsonl), fields=FieldMap(question=FieldRule(template="{q}"), answer=FieldRule(template="{a}"))
+    )
+    with pytest.raises(RecipeError, match="occurs twice"):
+        load_sources([source, source], where="data.train", root=Path())
+
+
+def test_neighbouring_seeds_share_no_problem() -> None:
+    """The package itself seeds item i with seed + i: sets of seeds 1 and 2 would be the same but for one."""
+    one = {e.question for e in load_reasoning_gym(CHAIN, where="x")}
+    two = {e.question for e in load_reasoning_gym(CHAIN.model_copy(update={"seed": 2}), where="x")}
+    again = {e.question for e in load_reasoning_gym(CHAIN, where="x")}
+    assert one == again
+    assert len(one & two) < 4
+
+
+def test_worked_solutions_are_right() -> None:
+    for example in load_reasoning_gym(CHAIN, where="x"):
+        assert example.solution is not None
+        for step in example.solution.rsplit(", ", 1)[0].split(", "):
+            left, _, right = step.partition("=")
+            assert eval(left) == int(right)
+        assert example.solution.endswith(f"\\boxed{{{example.answer}}}")
+
+
+@pytest.mark.parametrize("spec", [CharTokenizer(), BpeTokenizer(vocab_size=400)], ids=["char", "bpe"])
+def test_prompts_round_trip_and_targets_end_the_turn(spec: CharTokenizer | BpeTokenizer) -> None:
+    examples = load_reasoning_gym(CHAIN, where="x")
+    texts = [text for e in examples for text in (e.question, e.solution or "")]
+    tokenizer = build_tokenizer(spec, texts, 128)
+    builder = PromptBuilder(tokenizer, DataSpec(train=[CHAIN], system="Be brief."))
+    for example in examples:
+        prompt = builder.prompt(example)
+        target = builder.completion_ids(example, prompt)
+        assert tokenizer.decode(prompt.token_ids) == prompt.text
+        assert "Be brief." in prompt.text
+        assert tokenizer.decode(target[:-1]) == example.solution
+        assert target[-1] == tokenizer.eos_token_id
+        assert tokenizer.eos_token_id not in target[:-1]
+        assert tokenizer.unk_token_id not in (*prompt.token_ids, *target)
+        assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_prompts_beyond_the_window_are_counted() -> None:
+    examples = load_reasoning_gym(CHAIN, where="x")
+    builder = PromptBuilder(build_tokenizer(CharTokenizer(), (), 128), DataSpec(train=[CHAIN]))
+    kept, excluded = builder.prompts(examples, max_tokens=10)
+    assert kept == []
+    assert excluded == {"prompt longer than 10 tokens": 40}
+
+
+def test_a_tokenizer_without_template_or_end_is_refused() -> None:
+    tokenizer = build_tokenizer(CharTokenizer(), (), 128)
+    tokenizer.chat_template = None
+    with pytest.raises(RecipeError, match="no chat template"):
+        PromptBuilder(tokenizer, DataSpec(train=[CHAIN]))
+    tokenizer = build_tokenizer(CharTokenizer(), (), 128)
+    tokenizer.eos_token = None
+    with pytest.raises(RecipeError, match="no end-of-sequence token"):
+        PromptBuilder(tokenizer, DataSpec(train=[CHAIN]))
