@@ -91,9 +91,7 @@ def test_a_killed_process_resumes_to_the_same_bytes(uninterrupted: Path, data_di
     child.wait()
     assert not (tmp_path / "report.json").is_file(), "it was killed before the end"
     run(data_dir / "mawps.jsonl", tmp_path)
-    for path in list(
-        tmp_path.rglob("*.tmp")
-    ):  # hidden; never a half file under a real name
+    for path in list(tmp_path.rglob("*.tmp")):  # hidden; never a half file under a real name
         assert path.name.startswith(".")
         path.unlink()
     assert result(tmp_path) == result(uninterrupted)
