@@ -60,10 +60,24 @@ class NumericVerifier:
 def _number(text: str) -> tuple[Fraction, str] | None:
     for tree in readings(text):
         node: Node = tree.args[-1] if tree.op == "rel" and tree.name in ("=", "approx") else tree
+        bare, unit = _split_unit(node)
         try:
-            value = exact(node)
+            value = exact(bare)
         except UndefinedError:
             return None
         if value is not None:
-            return value, node.unit
+            return value, node.unit or unit
     return None
+
+
+def _split_unit(node: Node) -> tuple[Node, str]:
+    """``3 m/s`` without \\text: symbols behind the number are its unit, since a measurement has no unknowns."""
+    if node.op in ("mul", "div") and node.args[1].symbols():
+        bare, unit = _split_unit(node.args[0])
+        last = node.args[1]
+        name = (
+            last.name if last.op == "sym" else f"{last.args[0].name}^{last.args[1].value}" if last.op == "pow" else ""
+        )
+        joint = "/" if node.op == "div" else " " if unit else ""
+        return (bare, f"{unit}{joint}{name}") if name else (node, "")
+    return node, ""

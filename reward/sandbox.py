@@ -122,10 +122,8 @@ def _report(stderr: bytes, key: str) -> dict[str, Any]:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Asked to end, the launcher kills init and waits until its pid namespace is empty; then it ends itself."""
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(KILL_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        pass
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # init shares the group; its death takes the namespace along
     process.wait()
