@@ -109,7 +109,8 @@ class Cluster:
         options: dict[str, Any] = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # workers are the job; Ray would run them at nice 15
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+        # "local": never slip into a cluster that another run of this machine has open.
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **options)
         total = ray.cluster_resources()
         self.hardware = Hardware(int(total.get("CPU", 1)), int(total.get("GPU", 0)), len(ray.nodes()))
         return self

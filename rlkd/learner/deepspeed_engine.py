@@ -61,6 +61,13 @@ class DeepSpeedEngine:
             return None
         return torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
 
+    def whole_gradients(self) -> dict[str, Tensor]:
+        """Gradients of trained parameters, gathered over shards and summed over ranks. Call it on every rank."""
+        from deepspeed.utils import safe_get_full_grad
+
+        named = self.engine.module.model.named_parameters()
+        return {name: safe_get_full_grad(p).cpu().clone() for name, p in named if p.requires_grad}
+
     @contextmanager
     def gathered(self) -> Iterator[dict[str, Tensor]]:
         """Whole weights by transformers' names; under ZeRO-3 they are gathered for the block's duration."""

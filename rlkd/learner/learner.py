@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from rlkd.divergences import Kind
 from rlkd.errors import NumericsError
 from rlkd.learner.deepspeed_engine import DeepSpeedEngine
 from rlkd.learner.loss import Denominators, Signals, build_loss
 from rlkd.learner.packing import MicroBatch, pack, plan_micro_batches, score_rows
 from rlkd.learner.policy import PackedPolicy, load_causal_lm
 from rlkd.learner.schedule import learning_rate
-from rlkd.learner.weights import checksum, published
+from rlkd.learner.teaching import SelfTeaching, Teaching, needs_copy, read_heads, self_teacher_of
+from rlkd.learner.weights import checksum, merged, published
 from rlkd.recipe import Recipe
-from rlkd.records import TrainRow
+from rlkd.records import Chunks, Term, TrainRow
 
 Counts = dict[str, tuple[float, float]]  # name -> (sum, count)
 Kept = dict[int, list[float]]  # rollout index -> policy_logprobs
@@ -65,6 +68,7 @@ class Learner:
         self.engine = DeepSpeedEngine(policy, learner=recipe.learner, optim=recipe.optim, world_size=world_size)
         self.policy: Any = self.engine.engine
         self.reference = self._load_reference(folder, DTYPES[precision])
+        self.teaching = self._teaching(folder, DTYPES[precision])
 
     # ------------------------------------------------------------ scoring
 
@@ -74,6 +78,17 @@ class Learner:
         return score_rows(
             lambda batch: self._forward(batch, reference=reference),
             rows,
+            token_budget=self.recipe.learner.tokens_per_micro_batch,
+            device=self.engine.device,
+        )
+
+    def score_other(self, rows: Sequence[TrainRow], *, exact: Kind | None = None) -> list[list[float]]:
+        """Each row's completion in its other context: log-probs of the self-teacher, or their divergence."""
+        self.policy.eval()
+        return self.teaching.other_scores(
+            rows,
+            exact=exact,
+            forward=self.policy,
             token_budget=self.recipe.learner.tokens_per_micro_batch,
             device=self.engine.device,
         )
@@ -106,7 +121,25 @@ class Learner:
             self._update(update, pass_, first=index == 0)
         return pass_.counts, pass_.kept
 
+    def gradients(self, update: Update, *, step: int) -> dict[str, Tensor]:
+        """Whole gradients of one update by parameter name, without taking it: the numerics proof over ranks and shards."""
+        self._backward(update, _Pass(step, {}, 0), first=True)
+        return self.engine.whole_gradients()
+
     def _update(self, update: Update, pass_: _Pass, *, first: bool) -> None:
+        self._backward(update, pass_, first=first)
+        lr = learning_rate(self.recipe.optim, self.updates, self.total_updates)
+        norm = self.engine.step(lr)
+        if not norm < float("inf"):
+            raise NumericsError(f"rank {self.rank}, step {pass_.step}: the gradient norm is {norm}")
+        self.updates += 1
+        if self.teaching.self_teacher is not None:
+            self.teaching.self_teacher.after_update(self._current_weights)
+        if self.rank == 0:
+            _add(pass_.counts, "grad_norm", norm, 1)
+            _add(pass_.counts, "lr", lr, 1)
+
+    def _backward(self, update: Update, pass_: _Pass, *, first: bool) -> None:
         self.policy.train()
         batches: list[MicroBatch | None] = [*self._batches(update.rows)]
         batches += [None] * (update.micro_batches - len(batches))
@@ -118,18 +151,16 @@ class Learner:
                     f"rank {self.rank}, step {pass_.step}: the loss is {float(loss)}; nothing was updated"
                 )
             self.engine.backward(loss, last=last)
-        lr = learning_rate(self.recipe.optim, self.updates, self.total_updates)
-        norm = self.engine.step(lr)
-        if not norm < float("inf"):
-            raise NumericsError(f"rank {self.rank}, step {pass_.step}: the gradient norm is {norm}")
-        self.updates += 1
-        if self.rank == 0:
-            _add(pass_.counts, "grad_norm", norm, 1)
-            _add(pass_.counts, "lr", lr, 1)
 
     def _loss(self, batch: MicroBatch, update: Update, pass_: _Pass, first: bool) -> Tensor:
-        output = self.policy(batch, with_entropy=True)
+        against, taught = self.teaching.compare(batch)
+        output = self.policy(batch, with_entropy=True, against=against)
         signals = self._signals(batch, batch.scatter(output.logprobs), pass_.proximal)
+        if output.divergence is not None and output.clipped_share is not None:
+            compared = batch.scatter(output.divergence), batch.scatter(output.clipped_share)
+            signals = replace(signals, divergence=compared[0], clipped_share=compared[1])
+        if taught is not None:
+            signals = replace(signals, teacher_logprobs=batch.scatter(taught))
         loss, stats = self.loss(signals, update.denominators, pass_.step)
         counts = pass_.counts
         _add(counts, "loss", float(loss.detach()), 0)
@@ -160,13 +191,19 @@ class Learner:
             with torch.no_grad():
                 reference = batch.scatter(self._forward(batch, reference=True).logprobs)
         before = grid([proximal[row.index] for row in rows]) if proximal else policy_logprobs.detach()
+        masks = {
+            term: real & (trained & torch.tensor([row.term == term for row in rows], device=real.device))[:, None]
+            for term in get_args(Term)
+        }
         advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=real.device)
         return Signals(
             policy_logprobs=policy_logprobs,
             proximal_logprobs=before,
             rollout_logprobs=grid([row.rollout_logprobs for row in rows]),
             advantages=advantages[:, None].expand_as(policy_logprobs),
-            response_mask=real & trained[:, None],
+            response_mask=masks["sampled"],
+            term_masks=masks,
+            chunks=tuple(row.teacher_view if isinstance(row.teacher_view, Chunks) else None for row in rows),
             distill_rows=torch.tensor([row.distilled for row in rows], device=real.device),
             teacher_logprobs=teacher,
             reference_logprobs=reference,
@@ -195,11 +232,15 @@ class Learner:
     def save(self, folder: Path) -> None:
         """This rank's training state."""
         self.engine.save(folder)
+        if self.teaching.self_teacher is not None and self.rank == 0:
+            self.teaching.self_teacher.save(folder)
 
     def load(self, folder: Path, *, updates: int) -> None:
         """Continue from ``save``; ``updates`` places the learning-rate schedule."""
         self.engine.load(folder)
         self.updates = updates
+        if self.teaching.self_teacher is not None:
+            self.teaching.self_teacher.load(folder)
 
     def save_policy(self, folder: Path) -> None:
         """Rank 0 writes the whole model in transformers' format; LoRA is merged."""
@@ -210,6 +251,29 @@ class Learner:
             base = model.get_base_model() if hasattr(model, "get_base_model") else model
             weights = dict(published(model, state, tied=False))
             base.save_pretrained(folder, state_dict=weights)
+
+    @contextmanager
+    def _current_weights(self) -> Iterator[Mapping[str, Tensor]]:
+        """Whole weights of the policy, adapters merged."""
+        with self.engine.gathered() as state:
+            model = self.policy.module.model
+            yield merged(model, state) if hasattr(model, "peft_config") else state
+
+    def _teaching(self, folder: Path, dtype: torch.dtype) -> Teaching:
+        recipe, spec = self.recipe, self_teacher_of(self.recipe)
+        if spec is None:
+            return Teaching(recipe, None, {})
+        copy = None
+        if needs_copy(recipe):
+            model = load_causal_lm(folder, dtype=dtype).to(self.engine.device).eval().requires_grad_(False)
+            copy = PackedPolicy(model, temperature=recipe.rollout.temperature)
+        budget = recipe.learner.tokens_per_micro_batch
+        return Teaching(recipe, SelfTeaching(lambda: self.policy.module, spec, copy, budget), {})
+
+    def hold_heads(self, folders: Mapping[str, str]) -> None:
+        """Read the output matrices of teachers that send hidden states."""
+        weight = self.policy.module.model.get_output_embeddings().weight
+        self.teaching.heads.update(read_heads(dict(folders), self.engine.device, weight.dtype))
 
     def _load_reference(self, folder: Path, dtype: torch.dtype) -> PackedPolicy | None:
         if not getattr(self.recipe.objective, "kl_coef", 0.0) or self.recipe.learner.lora:

@@ -54,8 +54,17 @@ class LearnerWorker:
     def train_step(self, updates: Sequence[Update], *, step: int, keep: int = 0) -> tuple[Counts, Kept]:
         return self.learner.train_step(updates, step=step, keep=keep)
 
+    def gradients(self, update: Update, *, step: int) -> dict[str, Any]:
+        return self.learner.gradients(update, step=step)
+
     def score(self, rows: Sequence[TrainRow]) -> list[list[float]]:
         return self.learner.score(rows)
+
+    def score_other(self, rows: Sequence[TrainRow], *, exact: Any = None) -> list[list[float]]:
+        return self.learner.score_other(rows, exact=exact)
+
+    def hold_heads(self, folders: Mapping[str, str]) -> None:
+        self.learner.hold_heads(folders)
 
     def score_with(self, folder: str, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Log-probs of another model through the learner's own forward pass (the contract's known weights)."""

@@ -55,13 +55,13 @@ def test_a_killed_save_leaves_the_last_complete_checkpoint(tmp_path: Path) -> No
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     store = Checkpoints(tmp_path, keep=2)
     for step in (1, 2, 3, 10):
-        store.save(step, {}, lambda folder: None)
+        store.save(step, {}, lambda _: None)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000003", "step-000010"]
 
 
 def test_another_checkpoint_format_is_refused(tmp_path: Path) -> None:
     store = Checkpoints(tmp_path, keep=2)
-    saved = store.save(1, {}, lambda folder: None)
+    saved = store.save(1, {}, lambda _: None)
     write_json(saved.folder / "manifest.json", {**saved.manifest, "format": 99})
     with pytest.raises(CheckpointError, match="format 99"):
         store.latest()
@@ -102,7 +102,8 @@ def test_trackers_receive_the_figures(tmp_path: Path) -> None:
 def test_a_folder_has_one_writer(tmp_path: Path, recipe: Recipe) -> None:
     code = (
         "import sys, pathlib; from rlkd.recipe import load_recipe; from rlkd.trainer.folder import RunFolder\n"
-        "f = RunFolder.open(pathlib.Path(sys.argv[1]), load_recipe(sys.argv[2]), resume=False); print('open', flush=True)\n"
+        "folder = RunFolder.open(pathlib.Path(sys.argv[1]), load_recipe(sys.argv[2]), resume=False)\n"
+        "print('open', flush=True)\n"
         "sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run"), str(ROOT / "recipes" / "kdrl.yaml")]

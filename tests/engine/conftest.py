@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlkd.cluster import Cluster
+from rlkd.launch import Launch
+from rlkd.models import materialise
+from rlkd.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).parents[2]
+QUESTION = "State the final answer to the following arithmetic problem: 12 + 34 - 5 ="
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    """The embedded default at reduced size, resolved for this machine."""
+    return Launch().resolve(load_recipe(ROOT / "recipes" / "kdrl.yaml"))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One real Ray cluster for the session's engine tests."""
+    with Cluster(tmp_path_factory.mktemp("logs"), start_deadline_s=300.0) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def folders(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two models of one architecture and one of another, from different seeds, with one tokenizer."""
+    root = tmp_path_factory.mktemp("models")
+    assert recipe.teacher is not None
+
+    def texts() -> list[str]:
+        return [QUESTION, "12+34=46, 46-5=41, \\boxed{41}"] * 50
+
+    made = {"policy": (recipe.policy, 0), "other": (recipe.policy, 1), "teacher": (recipe.teacher.model, 2)}
+    return {
+        name: materialise(spec, root / name, where=name, seed=seed, texts=texts) for name, (spec, seed) in made.items()
+    }

@@ -1,0 +1,85 @@
+"""The gradient does not depend on ranks, ZeRO stage or micro-batches: DeepSpeed itself, in Ray actors."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlkd.cluster import Cluster, gather
+from rlkd.recipe import Recipe, validate_recipe
+from rlkd.records import TrainRow
+from rlkd.trainer.assemble import plan_updates
+
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+
+
+def rows() -> list[TrainRow]:
+    """Groups of many lengths; an odd number, so that two ranks get unequal shares."""
+    draw = random.Random(0)
+    made = []
+    for group in range(5):
+        prompt = tuple(draw.randrange(6, 250) for _ in range(draw.randrange(2, 12)))
+        for _ in range(3):
+            completion = tuple(draw.randrange(6, 250) for _ in range(draw.randrange(1, 20)))
+            logprobs = tuple(-5 - draw.random() for _ in completion)
+            made.append(
+                TrainRow(
+                    group,
+                    prompt,
+                    completion,
+                    logprobs,
+                    draw.gauss(0, 1),
+                    index=len(made),
+                    teacher_logprobs=logprobs[::-1],
+                )
+            )
+    return made
+
+
+def gradients(
+    cluster: Cluster, recipe: Recipe, folder: Path, *, ranks: int, zero: int, budget: int
+) -> dict[str, Tensor]:
+    raw = recipe.model_dump(mode="json")
+    raw["learner"] |= {"zero_stage": zero, "tokens_per_micro_batch": budget}
+    chosen = validate_recipe(raw, where="test")
+    workers = [cluster.spawn(f"LearnerWorker-{ranks}-{zero}-{budget}-{rank}") for rank in range(ranks)]
+    address = cluster.address(workers[0])
+    options = {"world_size": ranks, "address": address, "total_updates": 1}
+    gather(
+        [
+            cluster.build(w, "rlkd.learner.worker:LearnerWorker", raw, str(folder), rank=rank, **options)
+            for rank, w in enumerate(workers)
+        ],
+        300.0,
+    )
+    shares = plan_updates(chosen, rows(), ranks=ranks)
+    found = gather([w.submit("gradients", share[0], step=0) for w, share in zip(workers, shares, strict=True)], 300.0)
+    for worker in workers:
+        cluster.stop(worker)
+    return dict(found[0])
+
+
+@pytest.fixture(scope="module")
+def single(cluster: Cluster, recipe: Recipe, folders: dict[str, Path]) -> dict[str, Tensor]:
+    return gradients(cluster, recipe, folders["policy"], ranks=1, zero=0, budget=10**6)
+
+
+@pytest.mark.parametrize(("ranks", "zero", "budget"), [(1, 0, 40), (2, 0, 10**6), (2, 2, 60), (2, 3, 60)])
+def test_gradients_are_the_same(
+    cluster: Cluster,
+    recipe: Recipe,
+    folders: dict[str, Path],
+    single: dict[str, Tensor],
+    ranks: int,
+    zero: int,
+    budget: int,
+) -> None:
+    found = gradients(cluster, recipe, folders["policy"], ranks=ranks, zero=zero, budget=budget)
+    assert found.keys() == single.keys()
+    assert max(float(tensor.abs().max()) for tensor in single.values()) > 1e-2
+    for name, tensor in single.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
