@@ -105,8 +105,10 @@ class Cluster:
     def __enter__(self) -> Cluster:
         import ray
 
-        address = os.environ.get("RAY_ADDRESS")
-        options: dict[str, Any] = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+        # "local" and not None: without an address Ray would join whatever cluster was last started on this machine.
+        address = os.environ.get("RAY_ADDRESS", "local")
+        own = {"num_cpus": usable_cpus(), "include_dashboard": False}
+        options: dict[str, Any] = own if address == "local" else {}
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # workers are the job; Ray would run them at nice 15
         # "local": never slip into a cluster that another run of this machine has open.
