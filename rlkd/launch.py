@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from rlkd.errors import RecipeError
@@ -26,6 +27,7 @@ class Launch:
     node: int = 0
     nodes: int = 1
     head: str | None = None
+    port: int | None = None  # of the launcher's own key-value store on ``head``
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Launch:
@@ -43,6 +45,8 @@ class Launch:
             raise RecipeError(f"--mixed_precision {mixed}: the learner has fp32 and bf16; write --mixed_precision bf16")
         deepspeed = env.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
         rank = int(env.get("RANK", 0))
+        if "RANK" not in env and "MASTER_ADDR" in env:
+            world = local = _asked_of_accelerate(_parent_command())
         return cls(
             processes=world if world > 1 else None,
             precision="bf16" if mixed == "bf16" else None,
@@ -52,6 +56,7 @@ class Launch:
             node=int(env.get("GROUP_RANK", rank // max(1, local))),
             nodes=max(1, world // max(1, local)),
             head=env.get("MASTER_ADDR") if world > local else None,
+            port=int(env["MASTER_PORT"]) if world > local and "MASTER_PORT" in env else None,
         )
 
     @property
@@ -90,3 +95,44 @@ def _default_precision() -> str:
     import torch
 
     return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+def _parent_command() -> list[str]:
+    """The command line that started this process: ``... accelerate launch --num_processes 2 recipe.yaml``."""
+    import psutil
+
+    try:
+        return list(psutil.Process().parent().cmdline())  # type: ignore[union-attr]  # we do have a parent
+    except psutil.Error:
+        return []
+
+
+def _asked_of_accelerate(command: Sequence[str]) -> int:
+    """Processes that were asked for where accelerate starts a single one.
+
+    Without several GPUs (and without DeepSpeed) accelerate runs one plain process whatever ``--num_processes`` says,
+    and exports a MASTER_ADDR but no rank and no world size. Its command line still has the number.
+
+    Raises: RecipeError when there are several machines, each of which would take itself for the first.
+    """
+    given = {name: _option(command, name) for name in ("num_processes", "num_machines")}
+    source = _option(command, "config_file")
+    if source is not None:
+        import yaml
+
+        filed = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        given = {name: value or filed.get(name) for name, value in given.items()}
+    if int(given["num_machines"] or 1) > 1:
+        raise RecipeError(
+            f"--num_machines {given['num_machines']}: without several GPUs accelerate numbers no machine; add "
+            "--use_deepspeed --deepspeed_multinode_launcher standard, or launch with torchrun --nnodes"
+        )
+    return int(given["num_processes"] or 1)
+
+
+def _option(command: Sequence[str], name: str) -> str | None:
+    for index, word in enumerate(command):
+        flag, equals, value = word.partition("=")
+        if flag in (f"--{name}", f"--{name.replace('_', '-')}"):
+            return value if equals else next(iter(command[index + 1 :]), None)
+    return None

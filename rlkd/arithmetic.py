@@ -1,0 +1,263 @@
+"""What a recipe amounts to, in numbers and words, before anything starts: ``--dry-run``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkd.cluster.hardware import gpus_needed
+from rlkd.models.materialise import ModelSpec
+from rlkd.recipe import Recipe
+from rlkd.recipe.checks import has_rl, needs_teacher
+from rlkd.recipe.schema import PackagedModel, RlStage, ScratchModel, SftStage
+
+GIB = 2**30
+_BYTES = {"fp32": 4, "bf16": 2, "float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory depends on. ``parameters`` counts tied embeddings once."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    kv_width: int  # kv heads x head size
+
+
+def describe(recipe: Recipe) -> str:
+    """The job in words: stages, batch arithmetic, memory. Settle the launcher's part first (``Launch.resolve``)."""
+    policy = model_shape(recipe.policy)
+    lines = [f"{recipe.name}: {recipe.description}".rstrip(": "), "", "stages"]
+    lines += [f"  {index}. {_stage(recipe, stage)}" for index, stage in enumerate(recipe.stages)]
+    lines += ["", "models", f"  policy   {_model(recipe.policy, policy)}"]
+    if recipe.teacher is not None and needs_teacher(recipe):
+        lines.append(f"  teacher  {_model(recipe.teacher.model, model_shape(recipe.teacher.model))}")
+    if has_rl(recipe):
+        lines += ["", "one RL step", *(f"  {line}" for line in _rl_step(recipe))]
+    lines += ["", "workers", *(f"  {line}" for line in _workers(recipe))]
+    lines += ["", "memory, estimated", *(f"  {line}" for line in _memory(recipe, policy))]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- stages and batches
+
+
+def _stage(recipe: Recipe, stage: SftStage | RlStage) -> str:
+    if isinstance(stage, SftStage):
+        tokens = stage.steps * stage.batch_size * stage.max_length
+        return (
+            f"{stage.name}: fine-tunes the {stage.target} for {stage.steps} updates of {stage.batch_size} solutions "
+            f"(at most {stage.max_length} tokens each, {tokens:,} in all), lr {stage.optim.lr:g} {stage.optim.schedule}"
+        )
+    updates = stage.steps * recipe.learner.updates_per_step
+    spec = recipe.objective
+    what = f"objective {spec.kind}, advantage {recipe.advantage.kind}"
+    return (
+        f"{stage.name}: {stage.steps} steps, {updates} updates of the policy, {what}, "
+        f"lr {recipe.optim.lr:g} {recipe.optim.schedule}"
+    )
+
+
+def _rl_step(recipe: Recipe) -> list[str]:
+    rollout, learner = recipe.rollout, recipe.learner
+    ranks = recipe.cluster.learner_workers or 1
+    count = rollout.prompts_per_step * rollout.group_size
+    generated = count * rollout.max_new_tokens
+    scored = count * (rollout.max_prompt_tokens + rollout.max_new_tokens)
+    packed, most = packed_tokens(recipe)
+    per_update = count / learner.updates_per_step
+    lines = [
+        f"{rollout.prompts_per_step} prompts x {rollout.group_size} completions = {count} rollouts",
+        f"at most {generated:,} generated tokens ({rollout.max_new_tokens} each)",
+        f"{learner.updates_per_step} update(s) of {per_update:g} rollouts, dealt to {ranks} rank(s) in whole groups",
+        f"at most {packed:,} tokens through the learner where a group shares its prompt, {packed // ranks:,} a rank",
+        f"at most {most} micro-batch(es) of {learner.tokens_per_micro_batch:,} tokens per rank and update",
+    ]
+    if needs_teacher(recipe):
+        lines.append(f"at most {scored:,} tokens through the teacher")
+    return lines
+
+
+def packed_tokens(recipe: Recipe) -> tuple[int, int]:
+    """(tokens of a step, micro-batches of a rank's update) if every prompt and completion had its full length.
+
+    Counted by the planner that the learner uses, on rows of the largest size.
+    """
+    from rlkd.learner.packing import group_cost, split_groups
+    from rlkd.records import TrainRow
+    from rlkd.trainer.assemble import plan_updates
+
+    rollout = recipe.rollout
+    prompt, completion = (0,) * rollout.max_prompt_tokens, (0,) * rollout.max_new_tokens
+    rows = [
+        TrainRow(group, prompt, completion, rollout_logprobs=(), advantage=0.0)
+        for group in range(rollout.prompts_per_step)
+        for _ in range(rollout.group_size)
+    ]
+    shares = plan_updates(recipe, rows, ranks=recipe.cluster.learner_workers or 1)
+    return sum(map(group_cost, split_groups(rows))), max(u.micro_batches for share in shares for u in share)
+
+
+# ---------------------------------------------------------------- workers and memory
+
+
+def _workers(recipe: Recipe) -> list[str]:
+    cluster, learner = recipe.cluster, recipe.learner
+    ranks = cluster.learner_workers or 1
+    lines = [f"{ranks} learner rank(s): {learner.precision or 'fp32'}, ZeRO stage {learner.zero_stage or 0}"]
+    if has_rl(recipe):
+        lines.append(f"{cluster.rollout_workers} rollout engine(s), {recipe.engine.tensor_parallel} device(s) each")
+    if recipe.teacher is not None and needs_teacher(recipe):
+        lines.append(f"{cluster.teacher_workers} teacher worker(s) on {recipe.teacher.engine}")
+    lines.append(f"{recipe.verifier.workers} verifier process(es): {recipe.verifier.kind}")
+    lines.append(
+        f"{cluster.placement}, {cluster.schedule}"
+        + (f", rollouts at most {cluster.max_staleness} update(s) old" if cluster.schedule == "async" else "")
+        + f"; {gpus_needed(recipe)} GPU(s), or none at all: then everything runs on the CPU"
+    )
+    return lines
+
+
+def _memory(recipe: Recipe, policy: Shape | None) -> list[str]:
+    if policy is None:
+        return ["unknown before the policy's config.json is here"]
+    learner, engine = recipe.learner, recipe.engine
+    states = learner_state_bytes(recipe, policy)
+    activations = activation_bytes(recipe, policy)
+    precision = engine.dtype if engine.dtype != "auto" else learner.precision or "fp32"
+    weights = policy.parameters * _BYTES[precision] / engine.tensor_parallel
+    per_token = 2 * policy.layers * policy.kv_width * _BYTES[precision] / engine.tensor_parallel
+    lines = [
+        f"learner rank: {_gib(states + activations)} = {_gib(states)} weights, gradients and Adam "
+        f"+ {_gib(activations)} activations of a full micro-batch",
+        f"rollout engine: {_gib(weights)} weights + key-value cache ({per_token / 1024:.1f} KiB a token; "
+        f"{engine.kv_cache_gib} GiB on a CPU, on a GPU what {engine.gpu_memory_utilization:.0%} of it leaves)",
+    ]
+    teacher = model_shape(recipe.teacher.model) if recipe.teacher and needs_teacher(recipe) else None
+    if teacher is not None:
+        lines.append(f"teacher: {_gib(teacher.parameters * _BYTES[precision])} weights + its own key-value cache")
+    lines.append(
+        "how: fp32 keeps 4 + 4 + 8 bytes a parameter (weight, gradient, Adam); bf16 2 + 4 + 12 (gradient, master and "
+        "Adam in fp32); ZeRO 1 divides the last by the ranks, 2 also the gradient, 3 also the weight. Activations: layers x "
+        "(8 hidden + 4 intermediate) numbers a token, with gradient checkpointing one hidden state a layer. "
+        "Libraries add 1 to 2 GiB a process"
+    )
+    return lines
+
+
+def learner_state_bytes(recipe: Recipe, policy: Shape) -> float:
+    """Weights, gradients and optimizer state of one rank, in bytes on its device."""
+    learner = recipe.learner
+    ranks, stage = recipe.cluster.learner_workers or 1, learner.zero_stage or 0
+    weight, gradient, optimizer = (2, 4, 12) if learner.precision == "bf16" else (4, 4, 8)
+    if learner.lora is not None:  # the frozen base has neither gradient nor optimizer state; adapters are small
+        gradient = optimizer = 0
+    if learner.offload_optimizer:
+        optimizer = 0
+    return policy.parameters * (
+        weight / (ranks if stage >= 3 else 1)
+        + gradient / (ranks if stage >= 2 else 1)
+        + optimizer / (ranks if stage >= 1 else 1)
+    )
+
+
+def activation_bytes(recipe: Recipe, policy: Shape) -> float:
+    """Numbers kept for the backward pass of a full micro-batch, in bytes."""
+    per_layer = policy.hidden if recipe.learner.gradient_checkpointing else 8 * policy.hidden + 4 * policy.intermediate
+    return (
+        recipe.learner.tokens_per_micro_batch * policy.layers * per_layer * _BYTES[recipe.learner.precision or "fp32"]
+    )
+
+
+def _gib(amount: float) -> str:
+    return f"{amount / GIB:.2f} GiB" if amount >= GIB / 10 else f"{amount / 2**20:.1f} MiB"
+
+
+# ---------------------------------------------------------------- models
+
+
+def _model(spec: ModelSpec, shape: Shape | None) -> str:
+    source = {"scratch": "new", "pretrained": getattr(spec, "path", ""), "packaged": getattr(spec, "package", "")}
+    if shape is None:
+        return f"{source[spec.kind]} (size unknown before it is downloaded)"
+    return (
+        f"{source[spec.kind]}: {shape.parameters / 1e6:,.2f}M parameters, {shape.layers} layers of width "
+        f"{shape.hidden}, vocabulary {shape.vocabulary:,}"
+    )
+
+
+def model_shape(spec: ModelSpec) -> Shape | None:
+    """Size of a model without loading it; None for one that is not on this machine."""
+    if isinstance(spec, ScratchModel):
+        return _scratch_shape(spec)
+    if isinstance(spec, PackagedModel):
+        return _packaged_shape(spec)
+    config = Path(spec.path).expanduser() / "config.json"
+    return _configured_shape(json.loads(config.read_text(encoding="utf-8"))) if config.is_file() else None
+
+
+def _scratch_shape(spec: ScratchModel) -> Shape:
+    from rlkd.models.tokenizer import SPECIAL
+
+    tokenizer = spec.tokenizer
+    vocabulary = tokenizer.vocab_size if tokenizer.kind == "bpe" else len(tokenizer.alphabet) + len(SPECIAL)
+    return _configured_shape(
+        {
+            "vocab_size": vocabulary,
+            "hidden_size": spec.hidden_size,
+            "intermediate_size": spec.intermediate_size or 4 * spec.hidden_size,
+            "num_hidden_layers": spec.layers,
+            "num_attention_heads": spec.heads,
+            "num_key_value_heads": spec.kv_heads or spec.heads,
+            "tie_word_embeddings": True,
+        }
+    )
+
+
+def _configured_shape(config: dict[str, Any]) -> Shape:
+    """Llama-like: q, k, v, o; gate, up, down; two norms a layer; embedding, head, last norm."""
+    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    heads = int(config["num_attention_heads"])
+    size = int(config.get("head_dim") or hidden // heads)
+    kv_width = size * int(config.get("num_key_value_heads") or heads)
+    intermediate, vocabulary = int(config["intermediate_size"]), int(config["vocab_size"])
+    layer = 2 * hidden * heads * size + 2 * hidden * kv_width + 3 * hidden * intermediate + 2 * hidden
+    tables = 1 if config.get("tie_word_embeddings") else 2
+    return Shape(
+        tables * vocabulary * hidden + layers * layer + hidden, layers, hidden, intermediate, vocabulary, kv_width
+    )
+
+
+def _packaged_shape(spec: PackagedModel) -> Shape | None:
+    """From the GGUF file's own header."""
+    import importlib.util
+
+    import gguf
+
+    found = importlib.util.find_spec(spec.package)
+    files = sorted(Path(next(iter(found.submodule_search_locations))).rglob(spec.file)) if found else []  # type: ignore[arg-type]
+    if len(files) != 1:
+        return None
+    reader = gguf.GGUFReader(files[0])
+    architecture = str(reader.fields["general.architecture"].contents())
+
+    def number(name: str) -> int:
+        return int(reader.fields[f"{architecture}.{name}"].contents())
+
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    return _configured_shape(
+        {
+            "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+            "hidden_size": number("embedding_length"),
+            "intermediate_size": number("feed_forward_length"),
+            "num_hidden_layers": number("block_count"),
+            "num_attention_heads": number("attention.head_count"),
+            "num_key_value_heads": number("attention.head_count_kv"),
+            "tie_word_embeddings": "output.weight" not in tensors,
+        }
+    )
