@@ -13,7 +13,7 @@ from pydantic import Field
 from rlkd.data.curate.step import STEPS, Decision, Removal, Step, keep_traces, traces_of
 from rlkd.data.rows import Row
 from rlkd.data.text import sentences
-from rlkd.errors import MissingExtraError
+from rlkd.errors import DataCardError, MissingExtraError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def smoke_test(
     """
     shared = set.intersection(*({row["question"] for row in rows} for rows in samples.values()))
     if len(shared) < size:
-        raise ValueError(f"the teachers share {len(shared)} questions; a smoke test of size {size} needs more")
+        raise DataCardError(f"the teachers share {len(shared)} questions; a smoke test of size {size} needs more")
     chosen = sorted(shared)[:size]
     trials = []
     for teacher, rows in samples.items():
