@@ -91,7 +91,7 @@ def dpo(
     Raises: NumericsError when shapes or the temperature don't fit.
     Source: DPO (2305.18290) Eq 7.
     Differs: as published.
-    Tested: test_dpo_by_hand, test_symmetric_is_the_small_beta_limit_of_dpo, test_trl_agreement
+    Tested: test_dpo_by_hand, test_symmetric_is_the_small_beta_limit_of_dpo
     """
     require_same_shape(
         chosen=chosen, rejected=rejected, reference_chosen=reference_chosen, reference_rejected=reference_rejected

@@ -92,14 +92,20 @@ def _check_targets(targets: Tensor, rows: int, vocabulary: int) -> None:
 
 def chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     """Fresh logits of one chunk in float32 or better; the caller may write into them."""
-    logits = hidden @ weight.t()
-    if logits.dtype not in (torch.float32, torch.float64):
-        logits = logits.float()
+    logits = precise_product(hidden, weight.t())
     if bias is not None:
         logits += bias
     if temperature != 1.0:
         logits /= temperature
     return logits
+
+
+def precise_product(first: Tensor, second: Tensor) -> Tensor:
+    """Matrix product in the inputs' dtype, returned in float32 or better; on CUDA it is never rounded below that."""
+    if first.is_cuda and first.dtype in (torch.float16, torch.bfloat16):
+        return torch.mm(first, second, out_dtype=torch.float32)
+    product = first @ second
+    return product if product.dtype in (torch.float32, torch.float64) else product.float()
 
 
 class HeadGradient:
@@ -128,7 +134,7 @@ class HeadGradient:
         if self.weight.dtype == gradient.dtype:
             self.weight[:covered].addmm_(gradient.t(), hidden)
         else:
-            self.weight[:covered] += gradient.t() @ hidden
+            self.weight[:covered] += precise_product(gradient.t(), hidden)
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of hidden, weight and bias in the inputs' dtypes."""

@@ -23,7 +23,7 @@ def unchecked() -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     import ledger  # after the hook above, as the tests do
 
-    if ledger.proofs or ledger.mutants:
+    if ledger.proofs or ledger.mutants or ledger.agreements:
         terminalreporter.section("what was proven")
         for line in ledger.table():
             terminalreporter.write_line(line)

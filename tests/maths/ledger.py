@@ -9,6 +9,7 @@ from torch import Tensor
 booking = True  # off while mutants run: what passes then proves nothing
 proofs: dict[str, dict[str, float]] = defaultdict(dict)
 mutants: dict[str, dict[str, bool]] = defaultdict(dict)
+agreements: list[tuple[str, float, str]] = []  # subject, largest difference, why where it isn't rounding
 
 
 def prove(family: str, subject: str, got: Tensor, want: Tensor, tolerance: float = 1e-10) -> None:
@@ -39,4 +40,15 @@ def table() -> list[str]:
         sum(sum(m.values()) for m in mutants.values()),
     )
     lines.append(f"{'all':<20} {total[0]:>7} {'':>14} {total[1]:>14} {total[2]:>7}")
+    if agreements:
+        lines += ["", f"{'against another implementation':<44} {'max difference':>14}  where not rounding"]
+        lines += [f"{subject:<44} {difference:>14.1e}  {because}" for subject, difference, because in agreements]
     return lines
+
+
+def agree(subject: str, got: Tensor, other: Tensor, tolerance: float, because: str = "") -> None:
+    """Book the largest difference to another library's number, and assert that it is within ``tolerance``."""
+    difference = float((got.detach() - other.detach()).abs().max())
+    if booking:
+        agreements.append((subject, difference, because))
+    assert difference <= tolerance, f"{subject}: differs by {difference:.3g}, allowed {tolerance:.3g}"
