@@ -143,8 +143,8 @@ def _memory(recipe: Recipe, policy: Shape | None) -> list[str]:
         lines.append(f"teacher: {_gib(teacher.parameters * _BYTES[precision])} weights + its own key-value cache")
     lines.append(
         "how: fp32 keeps 4 + 4 + 8 bytes a parameter (weight, gradient, Adam); bf16 2 + 4 + 12 (gradient, master and "
-        "Adam in fp32); ZeRO 1 divides the last by the ranks, 2 also the gradient, 3 also the weight. Activations: layers x "
-        "(8 hidden + 4 intermediate) numbers a token, with gradient checkpointing one hidden state a layer. "
+        "Adam in fp32); ZeRO 1 divides the last by the ranks, 2 also the gradient, 3 also the weight. Activations: "
+        "layers x (8 hidden + 4 intermediate) numbers a token, with gradient checkpointing one hidden state a layer. "
         "Libraries add 1 to 2 GiB a process"
     )
     return lines

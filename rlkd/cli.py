@@ -35,7 +35,7 @@ def train(
     from rlkd.recipe import load_recipe
 
     launch = Launch.from_environment()
-    if launch.role == "idle":
+    if launch.role == "idle" or (dry_run and launch.role == "join"):
         return
     if launch.role == "join":
         from rlkd.cluster.joining import join_and_wait
@@ -48,14 +48,20 @@ def train(
 
         typer.echo(describe(launch.resolve(loaded)))
         return
+    from rlkd.cluster.joining import start_head
     from rlkd.trainer.run import train as run
 
-    run(loaded, out=out, resume=resume, root=recipe.resolve().parent, launch=launch)
+    with start_head(launch):
+        run(loaded, out=out, resume=resume, root=recipe.resolve().parent, launch=launch)
 
 
 @app.command()
-def validate(recipe: RecipeArg, overrides: Overrides = None) -> None:
-    """Check a recipe and say whether it can be launched as a file."""
+def validate(
+    recipe: RecipeArg,
+    overrides: Overrides = None,
+    launch: Annotated[Path | None, typer.Option(help="an accelerate config: say what it means for this recipe")] = None,
+) -> None:
+    """Check a recipe, say whether it can be launched as a file, and explain a launch file."""
     from rlkd.recipe import has_launch_lines, load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
@@ -64,6 +70,70 @@ def validate(recipe: RecipeArg, overrides: Overrides = None) -> None:
         typer.echo(
             f"  it has no launch lines: run it with `rlkd train {recipe}` or `accelerate launch -m rlkd {recipe}`"
         )
+    if launch is not None:
+        from rlkd.launch_file import explain_launch
+
+        typer.echo(explain_launch(loaded, launch))
+
+
+@app.command()
+def show(
+    recipe: Annotated[Path | None, typer.Argument(help="a recipe file", show_default=False)] = None,
+    overrides: Overrides = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="the whole recipe with every default, as YAML")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="the recipe's JSON schema, for editors; needs no file")
+    ] = False,
+    index: Annotated[int, typer.Option(help="which training example")] = 0,
+) -> None:
+    """Show what the policy sees: one rendered training prompt, its token ids, and the fine-tuning target."""
+    from rlkd.recipe import load_recipe
+    from rlkd.show import json_schema, resolved_yaml, show_example
+
+    if schema:
+        typer.echo(json_schema())
+        return
+    if recipe is None:
+        raise typer.BadParameter("give a recipe file, or --schema")
+
+    loaded = load_recipe(recipe, overrides or ())
+    typer.echo(resolved_yaml(loaded) if resolved else show_example(loaded, root=recipe.resolve().parent, index=index))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, imports, memory, compiler, devices. Exits with 1 when something would break."""
+    from rlkd.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        typer.echo(finding.line())
+    raise typer.Exit(int(any(finding.broken for finding in findings)))
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="a run's folder")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="HTML file (default: report.html in the folder)")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML file about a run: results, curves, coloured rollouts."""
+    from rlkd.report import write_report
+
+    typer.echo(f"wrote {write_report(run_folder, out)}")
+
+
+@app.command()
+def rollouts(
+    run_folder: Annotated[Path, typer.Argument(help="a run's folder")],
+    step: Annotated[int | None, typer.Option(help="default: the last one kept")] = None,
+    limit: Annotated[int, typer.Option(help="how many")] = 8,
+) -> None:
+    """Print sampled rollouts, tokens coloured by what the teacher thinks of them."""
+    from rlkd.report import show_rollouts
+
+    show_rollouts(run_folder, step=step, limit=limit)
 
 
 def main(recipe: str | None = None) -> None:
@@ -97,7 +167,7 @@ def main(recipe: str | None = None) -> None:
 
 
 def _quiet() -> None:
-    """The driver's terminal is ours: libraries that it imports for tokenizers and configs say nothing unless they fail."""
+    """The driver's terminal is ours: libraries that it imports for tokenizers and configs only speak when they fail."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

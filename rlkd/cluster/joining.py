@@ -162,8 +162,8 @@ def _await_nodes(address: str, count: int, process: subprocess.Popen[bytes], log
         if found >= count:
             return
     raise ClusterError(
-        f"{found} of {count} machines joined Ray at {address} within {deadline_s:.0f} s; is the port reachable from the "
-        "others, and was the same command started on each with its own --machine_rank?"
+        f"{found} of {count} machines joined Ray at {address} within {deadline_s:.0f} s; is the port reachable from "
+        "the others, and was the same command started on each with its own --machine_rank?"
     )
 
 

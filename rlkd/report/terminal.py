@@ -13,9 +13,7 @@ from rlkd.report.reading import Row, read_run, readable_tokens
 _STRONG = 2.0  # nats of teacher minus policy at which a token's colour is full
 
 
-def show_rollouts(
-    folder: str | Path, *, step: int | None = None, limit: int = 8, console: Console | None = None
-) -> None:
+def show_rollouts(folder: str | Path, *, step: int | None = None, limit: int = 8, out: Console | None = None) -> None:
     """Print the rollouts kept at a step (default: the last).
 
     Tokens are green where the teacher gives them more probability than the policy, red where less; without a teacher

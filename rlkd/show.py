@@ -1,0 +1,96 @@
+"""``rlkd show``: a recipe with its defaults, and what its first example looks like to the policy."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlkd.errors import RecipeError
+from rlkd.recipe import Recipe
+from rlkd.recipe.schema import SftStage
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The recipe with every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120).rstrip()
+
+
+def json_schema() -> str:
+    """JSON schema of the recipe file."""
+    return json.dumps(Recipe.model_json_schema(), indent=1)
+
+
+def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
+    """One training example: rendered prompt, tokens, gold answer, fine-tuning target.
+
+    Args:
+        root: folder that relative data paths start at.
+        index: place in ``data.train``.
+
+    Raises: RecipeError when there is no such example, or its template, fields or model are unusable.
+    """
+    from rlkd.data.prompt import PromptBuilder
+    from rlkd.data.source import load_sources
+    from rlkd.models import load_tokenizer, materialise
+
+    root = root / recipe.data.dir if recipe.data.dir else root
+    examples = load_sources(recipe.data.train, where="data.train", root=root).examples
+    if not 0 <= index < len(examples):
+        raise RecipeError(f"--index: {index}; data.train has {len(examples)} examples")
+
+    def texts() -> Iterable[str]:
+        for example in examples:
+            yield example.question
+            yield example.solution or ""
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = materialise(recipe.policy, Path(folder) / "policy", where="policy", seed=recipe.seed, texts=texts)
+        tokenizer = load_tokenizer(model)
+    builder = PromptBuilder(tokenizer, recipe.data)
+    example = examples[index]
+    prompt = builder.prompt(example)
+    lines = [f"data.train, example {index} of {len(examples)}: {example.id}", ""]
+    lines += [
+        _part("prompt", tokenizer, prompt.token_ids),
+        f"  limit: rollout.max_prompt_tokens {_limit(recipe, prompt)}",
+    ]
+    lines += ["", f"gold answer, judged by '{recipe.verifier.kind}'", f"  {example.answer!r}", ""]
+    stage = next((stage for stage in recipe.stages if isinstance(stage, SftStage)), None)
+    if stage is None:
+        return "\n".join(lines).rstrip()
+    if stage.data is not None:
+        lines.append(f"stages.{stage.name} fine-tunes on its own data")
+    elif example.solution is None:
+        lines.append(f"stages.{stage.name}: this example has no solution to fine-tune on")
+    else:
+        completion = builder.completion_ids(example, prompt)
+        whole = len(prompt.token_ids) + len(completion)
+        lines.append(_part(f"stages.{stage.name} trains these tokens and no others", tokenizer, completion))
+        lines.append(f"  with the prompt {whole} of stages.{stage.name}.max_length {stage.max_length}")
+    return "\n".join(lines)
+
+
+def _limit(recipe: Recipe, prompt: Any) -> str:
+    limit, length = recipe.rollout.max_prompt_tokens, len(prompt.token_ids)
+    return f"{limit}" if length <= limit else f"{limit}, exceeded: this example is left out"
+
+
+def _part(title: str, tokenizer: Any, ids: Sequence[int]) -> str:
+    """Text with special tokens, then the tokens one by one."""
+    special = set(tokenizer.all_special_ids)
+    text = tokenizer.decode(list(ids), skip_special_tokens=False)
+    pieces = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
+    shown = " ".join(
+        f"{'*' if token in special else ''}{piece!r}:{token}" for token, piece in zip(ids, pieces, strict=True)
+    )
+    count = sum(token in special for token in ids)
+    return (
+        f"{title} ({len(ids)} tokens, {count} special)\n"
+        + "\n".join(f"  | {line}" for line in text.split("\n"))
+        + f"\n  tokens (* special): {shown}"
+    )
