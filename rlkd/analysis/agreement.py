@@ -143,7 +143,7 @@ def improvement_table(experiments: Iterable[Mapping[str, Any]]) -> Table:
         found.append(("methods differ (F)", float(anova.statistic), float(anova.pvalue), len(gains)))
     for name in ("teacher_accuracy", "student_size", "sft_accuracy", "agreement", "fidelity"):
         both = [(float(row[name]), gain) for row, gain in zip(rows, gains, strict=True) if row.get(name) is not None]
-        if len(both) > 2:
+        if len(both) > 2 and len({value for value, _ in both}) > 1:
             rho = stats.spearmanr(*zip(*both, strict=True))
             found.append((f"improvement with {name} (rho)", float(rho.statistic), float(rho.pvalue), len(both)))
     return Table("Improvement by distillation", ("test", "statistic", "p", "n"), tuple(found))

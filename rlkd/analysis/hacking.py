@@ -92,24 +92,25 @@ class Hacking:
     fall: float
 
 
-def teacher_hacking(proxy: Curve, golden: Curve, *, window: int = 3, deviations: float = 3.0) -> Hacking | None:
+def teacher_hacking(proxy: Curve, golden: Curve, *, window: int = 5, deviations: float = 4.0) -> Hacking | None:
     """Is golden above its lowest point by more than noise, while proxy is below what it was there?
 
-    Both curves are smoothed by a median of ``window`` points. Noise: the median absolute deviation of golden from its
-    smoothed self, scaled to a standard deviation.
+    Both curves are smoothed by a median of ``window`` points. Noise is estimated from the steps between neighbouring
+    points, which a slow trend hardly touches: 1.4826 * median |difference - median difference| / sqrt(2). The lowest of
+    many noisy points lies about two deviations below the curve, hence the default of four.
     """
     if proxy.steps != golden.steps:
         raise NumericsError("proxy and golden must be measured at the same steps")
     if len(golden.steps) < 2 * window:
         return None
     smooth_golden, smooth_proxy = _running_median(golden.values, window), _running_median(proxy.values, window)
-    noise = 1.4826 * float(np.median(np.abs(np.asarray(golden.values) - smooth_golden)))
+    differences = np.diff(golden.values)
+    noise = 1.4826 * float(np.median(np.abs(differences - np.median(differences)))) / math.sqrt(2.0)
     turn = int(smooth_golden.argmin())
     rise = float(smooth_golden[-1] - smooth_golden[turn])
     fall = float(smooth_proxy[turn] - smooth_proxy[-1])
-    if fall > 0 and rise > deviations * noise and rise > 1e-9 * abs(float(smooth_golden[turn])):
-        return Hacking(golden.steps[turn], rise, fall)
-    return None
+    rounding = 1e-9 * abs(float(smooth_golden[turn]))
+    return Hacking(golden.steps[turn], rise, fall) if fall > 0 and rise > max(deviations * noise, rounding) else None
 
 
 def _running_median(values: Sequence[float], window: int) -> Any:

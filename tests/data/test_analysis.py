@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from pathlib import Path
 
@@ -108,13 +107,14 @@ def test_improvement_tests_on_planted_effects() -> None:
     assert isinstance(found["methods differ (F)"][2], float) and found["methods differ (F)"][2] < 1e-3
     rho = found["improvement with student_size (rho)"]
     assert isinstance(rho[1], float) and rho[1] < 0 and "fidelity" not in str(found)
+    assert not any("sft_accuracy" in name for name in found), "a constant column correlates with nothing"
 
 
 STEPS = tuple(float(step) for step in range(10, 1010, 20))
 
 
 def law(step: float) -> float:
-    return 3.0 * step**-0.5
+    return float(3.0 * step**-0.5)
 
 
 def test_power_law_is_recovered() -> None:
@@ -224,10 +224,8 @@ def test_commands_write_table_and_picture(tmp_path: Path, gsm8k_traces: list[Row
 
 def test_provenance_command_with_real_models(tmp_path: Path, smollm2: Path, gsm8k_traces: list[Row]) -> None:
     """Teacher, student and distilled model are the same one: every sentence is shared."""
-    rows = [
-        {"question": r["question"], "text": r["traces"][0]["text"], "right": at == 0}
-        for at, r in enumerate(gsm8k_traces[:2])
-    ]
+    texts = [(row["question"], row["traces"][0]["text"]) for row in gsm8k_traces[:2]]
+    rows = [{"question": question, "text": text, "right": at == 0} for at, (question, text) in enumerate(texts)]
     write_rows(tmp_path / "rows.jsonl", rows)
     models = [part for name in ("teacher", "student", "distilled") for part in (f"--{name}", str(smollm2))]
     command = [
@@ -241,4 +239,4 @@ def test_provenance_command_with_real_models(tmp_path: Path, smollm2: Path, gsm8
     ]
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 0 and "| shared | 1 | 1 | 0 |" in result.output
-    assert json.dumps(rows) and (tmp_path / "out" / "provenance.png").is_file()
+    assert (tmp_path / "out" / "provenance.png").is_file()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from rlkd.data.rows import Row, good_rows
 from rlkd.data.text import answer_kind, masked_words, ngrams, sentences, words
 
 
-def reasons(spec: dict[str, object], texts: Sequence[str], **parts: object) -> list[str | None]:
+def reasons(spec: Mapping[str, object], texts: Sequence[str], **parts: object) -> list[str | None]:
     """Why each trace goes, None when it stays."""
     row: Row = {"id": "1", "row": 1, "question": "q", "traces": [{"text": text} for text in texts]}
     (decision,) = build_step(spec, **parts).decide([row])

@@ -57,7 +57,7 @@ def test_farthest_is_within_a_half_of_the_best_choice() -> None:
         distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
 
         def spread(chosen: Sequence[int], distances: np.ndarray = distances) -> float:
-            return min(distances[i, j] for i, j in itertools.combinations(chosen, 2))
+            return min(float(distances[i, j]) for i, j in itertools.combinations(chosen, 2))
 
         best = max(spread(chosen) for chosen in itertools.combinations(range(8), 4))
         assert spread(farthest(distances, 4)) >= 0.5 * best
