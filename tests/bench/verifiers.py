@@ -97,10 +97,7 @@ def errors(_: argparse.Namespace) -> None:
     sets: dict[str, Callable[[], Labelled]] = {
         "reported cases (firm)": reported,
         "gsm8k model traces": model_solutions,
-        **{
-            name: (lambda name=name: own_solutions(name))
-            for name in ("math500", "aime24", "minerva_math", "gsm8k_test")
-        },
+        **{name: partial(own_solutions, name) for name in ("math500", "aime24", "minerva_math", "gsm8k_test")},
     }
     for name, make in sets.items():
         labelled = make()
@@ -169,9 +166,8 @@ def kill(options: argparse.Namespace) -> None:
             taken.append(time.perf_counter() - started - limit)
             assert hung.reason in ("timeout", "memory"), hung
             assert after.score == 1.0, after
-    print(
-        f"from the limit to the next answer's verdict: median {statistics.median(taken):.3f} s, worst {max(taken):.3f} s"
-    )
+    typical = statistics.median(taken)
+    print(f"from the limit to the next answer's verdict: median {typical:.3f} s, worst {max(taken):.3f} s")
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -239,9 +235,7 @@ def hostile(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     time.sleep(0.5)
     left = [process for process in psutil.process_iter() if process.pid not in before and _ours(process)]
-    planted = [str(path) for path in Path("/").glob("*/rlkd-planted")] + [
-        p for p in ("/rlkd-planted",) if Path(p).exists()
-    ]
+    planted = [str(path) for pattern in ("rlkd-planted", "*/rlkd-planted") for path in Path("/").glob(pattern)]
     rewarded = [name for name, verdict in zip(names, verdicts, strict=True) if verdict.score != 0.0]
     print(f"{len(names)} submissions of {len(HOSTILE)} kinds in {seconds:.0f} s, slowest {slowest:.1f} s: {reasons}")
     print(f"not scored 0: {len(rewarded)} {sorted(set(rewarded))}; workers replaced: {replaced}")

@@ -87,12 +87,16 @@ def write(folder: Path, **row: Any) -> Path:
 
 
 def test_generated_inputs_are_expanded(tmp_path: Path) -> None:
-    row = read_cases(write(tmp_path, completion_gen="'a' * 3 + ','.join(map(str, range(3)))", gold_gen="float('nan')"))[0]
+    row = read_cases(write(tmp_path, completion_gen="'a' * 3 + ','.join(map(str, range(3)))", gold_gen="float('nan')"))[
+        0
+    ]
     assert row["completion"] == "aaa0,1,2"
     assert row["gold"] != row["gold"]
 
 
-@pytest.mark.parametrize("expression", ["__import__('os').getpid()", "open('x')", "'a' * 10**9", "(", "[x for x in 'a']"])
+@pytest.mark.parametrize(
+    "expression", ["__import__('os').getpid()", "open('x')", "'a' * 10**9", "(", "[x for x in 'a']"]
+)
 def test_generators_are_no_programs(tmp_path: Path, expression: str) -> None:
     with pytest.raises(VerifierError, match="line 1"):
         read_cases(write(tmp_path, completion_gen=expression))
