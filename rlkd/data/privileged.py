@@ -125,8 +125,8 @@ class PrivilegedBuilder:
         near = did_you_mean(name, [key for key in known if key != name])
         return (
             f"privileged.field: '{name}' is empty in {len(lacking)} of {len(prompts)} rows (first: {lacking[0]})"
-            f"{near}; fields here: {', '.join(known)}. Map it under data.train.fields.extra, or write privileged.missing: "
-            "exclude, or plain to train those rows without it"
+            f"{near}; fields here: {', '.join(known)}. Map it under data.train.fields.extra, or write "
+            "privileged.missing: exclude, or plain to train those rows without it"
         )
 
 

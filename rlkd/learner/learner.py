@@ -17,6 +17,7 @@ from rlkd.learner.deepspeed_engine import DeepSpeedEngine
 from rlkd.learner.loss import Denominators, Signals, build_loss
 from rlkd.learner.packing import MicroBatch, pack, plan_micro_batches, score_rows
 from rlkd.learner.policy import PackedPolicy, load_causal_lm
+from rlkd.learner.privileged_loss import ContextSignals, contexts
 from rlkd.learner.schedule import learning_rate
 from rlkd.learner.teaching import SelfTeaching, Teaching, needs_copy, read_heads, self_teacher_of
 from rlkd.learner.weights import checksum, merged, published
@@ -158,7 +159,7 @@ class Learner:
         signals = self._signals(batch, batch.scatter(output.logprobs), pass_.proximal)
         if output.divergence is not None and output.clipped_share is not None:
             compared = batch.scatter(output.divergence), batch.scatter(output.clipped_share)
-            signals = replace(signals, divergence=compared[0], clipped_share=compared[1])
+            signals = replace(contexts(signals), divergence=compared[0], clipped_share=compared[1])
         if taught is not None:
             signals = replace(signals, teacher_logprobs=batch.scatter(taught))
         loss, stats = self.loss(signals, update.denominators, pass_.step)
@@ -196,7 +197,7 @@ class Learner:
             for term in get_args(Term)
         }
         advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=real.device)
-        return Signals(
+        return ContextSignals(
             policy_logprobs=policy_logprobs,
             proximal_logprobs=before,
             rollout_logprobs=grid([row.rollout_logprobs for row in rows]),

@@ -17,6 +17,8 @@ from rlkd.recipe.objectives import (
     GrpoObjective,
     ImportanceCorrection,
     KdrlObjective,
+    LinearCoef,
+    Objective,
     PolicyGradient,
 )
 from rlkd.tensors import masked_sum, select
@@ -44,14 +46,21 @@ class Denominators:
 
     policy: float
     distill: float
+    critique: float = 0.0  # of feedback rows (RLTF-FM)
 
 
 Loss = Callable[[Signals, Denominators, int], tuple[Tensor, Stats]]
 
 
-def build_loss(objective: GrpoObjective | KdrlObjective | DistillObjective) -> Loss:
+def build_loss(objective: Objective) -> Loss:
     """Compose the functions of ``rlkd.objectives`` that a recipe's objective names."""
-    return _Distill(objective) if isinstance(objective, DistillObjective) else _PolicyGradient(objective)
+    if isinstance(objective, GrpoObjective | KdrlObjective):
+        return PolicyGradientLoss(objective)
+    if isinstance(objective, DistillObjective):
+        return _Distill(objective)
+    from rlkd.learner.privileged_loss import build_privileged_loss
+
+    return build_privileged_loss(objective)
 
 
 def coefficient(schedule: CoefSchedule, step: int) -> float:
@@ -60,17 +69,19 @@ def coefficient(schedule: CoefSchedule, step: int) -> float:
         return objectives.constant(step, value=schedule.value)
     if isinstance(schedule, AnnealedCoef):
         return objectives.anneal(step, initial=schedule.start, decrement=schedule.delta, minimum=schedule.end)
+    if isinstance(schedule, LinearCoef):
+        return objectives.linear(step, start=schedule.start, end=schedule.end, steps=schedule.steps)
     return objectives.hard_switch(step, at=schedule.at, before=schedule.value, after=0.0)
 
 
 @dataclass(frozen=True)
-class _PolicyGradient:
+class PolicyGradientLoss:
     """GRPO's surrogate, KDRL's teacher term and the reference KL."""
 
-    objective: GrpoObjective | KdrlObjective
+    objective: PolicyGradient
 
     def __call__(self, signals: Signals, denominators: Denominators, step: int) -> tuple[Tensor, Stats]:
-        chosen, signals = self.objective, _clean(signals)
+        chosen, signals = self.objective, clean(signals)
         weight = coefficient(chosen.distill_coef, step) if isinstance(chosen, KdrlObjective) else 0.0
         advantages = signals.advantages
         if isinstance(chosen, KdrlObjective) and chosen.form == "advantage":
@@ -81,7 +92,7 @@ class _PolicyGradient:
                 distill_coef=weight,
                 keep=signals.distill_rows,
             )
-        per_token = _surrogate(chosen, signals, advantages) * _correction(chosen.correction, signals)
+        per_token = surrogate(chosen, signals, advantages) * correction(chosen.correction, signals)
         if chosen.kl_coef and signals.reference_logprobs is not None:
             pull = objectives.reverse_kl_k2(
                 policy_logprobs=signals.policy_logprobs, teacher_logprobs=signals.reference_logprobs
@@ -91,7 +102,7 @@ class _PolicyGradient:
         loss = objectives.reduce(per_token, mask, kind=chosen.reduction, denominator=denominators.policy)
         if isinstance(chosen, KdrlObjective) and chosen.form == "joint" and weight:
             loss = loss + weight * _distill_term(chosen.estimator, chosen.reduction, signals, denominators)
-        return loss, _stats(signals, chosen)
+        return loss, stats(signals, chosen)
 
 
 @dataclass(frozen=True)
@@ -102,13 +113,13 @@ class _Distill:
 
     def __call__(self, signals: Signals, denominators: Denominators, step: int) -> tuple[Tensor, Stats]:
         del step
-        signals = _clean(signals)
-        weight = _correction(self.objective.correction, signals)
+        signals = clean(signals)
+        weight = correction(self.objective.correction, signals)
         loss = _distill_term(self.objective.estimator, self.objective.reduction, signals, denominators, weight)
-        return loss, _stats(signals, None)
+        return loss, stats(signals, None)
 
 
-def _clean(signals: Signals) -> Signals:
+def clean(signals: Signals) -> Signals:
     """Zero every masked slot by selection, so that junk in it reaches neither loss nor gradient."""
     mask = signals.response_mask
 
@@ -132,7 +143,7 @@ def _teacher(signals: Signals) -> Tensor:
     return signals.teacher_logprobs
 
 
-def _surrogate(chosen: PolicyGradient, signals: Signals, advantages: Tensor) -> Tensor:
+def surrogate(chosen: PolicyGradient, signals: Signals, advantages: Tensor) -> Tensor:
     if chosen.ratio == "sequence":
         return objectives.gspo(
             policy_logprobs=signals.policy_logprobs,
@@ -152,7 +163,7 @@ def _surrogate(chosen: PolicyGradient, signals: Signals, advantages: Tensor) -> 
     )
 
 
-def _correction(correction: ImportanceCorrection, signals: Signals) -> Tensor | float:
+def correction(correction: ImportanceCorrection, signals: Signals) -> Tensor | float:
     """Weight from the engine's distribution to the learner's at equal weights (plus staleness, if asynchronous)."""
     if correction.kind == "none":
         return 1.0
@@ -178,7 +189,7 @@ def _distill_term(
     return objectives.reduce(per_token * weight, mask, kind=reduction, denominator=denominators.distill)  # type: ignore[arg-type]
 
 
-def _stats(signals: Signals, chosen: PolicyGradient | None) -> Stats:
+def stats(signals: Signals, chosen: PolicyGradient | None) -> Stats:
     """Figures of the step, without gradient, each with its own count."""
     with torch.no_grad():
         mask = signals.response_mask

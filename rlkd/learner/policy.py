@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rlkd.learner import attention
+from rlkd.learner.comparison import Comparison, Head, compare
 from rlkd.learner.packing import MicroBatch
-from rlkd.tensors import LogprobOutput, chunked_logprobs
+from rlkd.tensors import chunked_logprobs
+
+
+class PolicyOutput(NamedTuple):
+    """[N] per completion token, nats. ``divergence`` and ``clipped_share`` only where something is compared."""
+
+    logprobs: Tensor
+    entropy: Tensor | None = None
+    divergence: Tensor | None = None
+    clipped_share: Tensor | None = None
 
 
 class PackedPolicy(nn.Module):
@@ -21,17 +32,27 @@ class PackedPolicy(nn.Module):
         self.model = model
         self.temperature = temperature
 
-    def forward(self, batch: MicroBatch, *, with_entropy: bool = False) -> LogprobOutput:
-        """[N] log-probabilities (nats, at the sampling temperature) of the batch's completion tokens."""
+    def forward(
+        self, batch: MicroBatch, *, with_entropy: bool = False, against: Sequence[Comparison] = ()
+    ) -> PolicyOutput:
+        """Log-probabilities (at the sampling temperature) of the batch's completion tokens.
+
+        Args:
+            against: distributions that the policy's are compared with; the divergence carries gradient.
+        """
         head = self.model.get_output_embeddings()
-        return chunked_logprobs(
-            hidden=self.hidden(batch),
+        bias = getattr(head, "bias", None)
+        hidden = self.hidden(batch)
+        logprobs, entropy = chunked_logprobs(
+            hidden=hidden,
             head_weight=head.weight,
-            head_bias=getattr(head, "bias", None),
+            head_bias=bias,
             targets=batch.targets,
             temperature=self.temperature,
             with_entropy=with_entropy,
         )
+        compared = compare(against, hidden=hidden, head=Head(head.weight, bias), temperature=self.temperature)
+        return PolicyOutput(logprobs, entropy, *(compared or (None, None)))
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """[N, D] final hidden states that predict the completion tokens."""

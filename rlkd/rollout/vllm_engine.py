@@ -47,6 +47,7 @@ class EngineSettings:
     enforce_eager: bool = False
     colocated: bool = False
     scores: bool = False  # a teacher: prefix caching off, see below
+    top_k: int = 0  # most log-probs a prompt token may be asked for
 
 
 class VllmEngine:
@@ -163,6 +164,7 @@ def _llm_arguments(settings: EngineSettings) -> dict[str, Any]:
         "generation_config": "vllm",  # a model's own generation_config.json must not change sampling behind our back
         "enforce_eager": settings.enforce_eager or not settings.on_gpu,
         "disable_log_stats": True,
+        "max_logprobs": max(20, settings.top_k),
         "seed": 0,
     }
     if settings.on_gpu:

@@ -14,7 +14,7 @@ from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import group_cost, plan_micro_batches, split_groups
 from rlkd.recipe import Recipe
-from rlkd.records import RolloutGroup, TrainRow
+from rlkd.records import Chunks, HiddenStates, RolloutGroup, TopK, TrainRow
 
 _DISTILL_ROWS = {"none": "all", "response": "wrong_responses", "group": "wrong_groups"}
 
@@ -27,6 +27,8 @@ class Judged:
     verdicts: list[Verdict]
     teacher_logprobs: list[list[float]] | None
     version: int  # the policy that will be trained
+    views: Sequence[HiddenStates | TopK | Chunks | None] | None = None  # what teachers sent beside log-probs
+    shaping: tuple[float, ...] | None = None  # added to each score before centring (a KL placed in the reward)
 
     def correct(self) -> torch.Tensor:
         """[B] fully right by the verifier's outcome."""
@@ -40,6 +42,8 @@ class Judged:
 def advantages(recipe: Recipe, judged: Judged) -> list[float]:
     """Credit of each rollout: on the outcome, shaping added after; 0 for an abstained one."""
     scores = torch.tensor([v.score if v.score is not None else 0.0 for v in judged.verdicts], dtype=torch.float64)
+    if judged.shaping is not None:
+        scores = scores + torch.tensor(judged.shaping, dtype=torch.float64)
     valid = torch.tensor([not verdict.abstained for verdict in judged.verdicts])
     spec = recipe.advantage
     shared = {"scores": scores, "group_ids": judged.group_ids(), "valid": valid}
@@ -58,7 +62,7 @@ def train_rows(recipe: Recipe, judged: Judged) -> list[TrainRow]:
     credit = advantages(recipe, judged)
     mode = _DISTILL_ROWS[getattr(recipe.objective, "mask", "none")]
     keep = objectives.distill_mask(rows=mode, correct=judged.correct(), group_ids=judged.group_ids())
-    distills = recipe.objective.kind in ("kdrl", "distill")
+    distills = recipe.objective.kind in ("kdrl", "distill", "opsd", "opd", "alm")
     rows = []
     for index, (group_index, rollout) in enumerate(
         (g, rollout) for g, group in enumerate(judged.groups) for rollout in group.rollouts
@@ -78,6 +82,7 @@ def train_rows(recipe: Recipe, judged: Judged) -> list[TrainRow]:
                 distilled=bool(keep[index]),
                 teacher_logprobs=tuple(judged.teacher_logprobs[index]) if judged.teacher_logprobs else None,
                 staleness=judged.version - rollout.min_version,
+                teacher_view=judged.views[index] if judged.views else None,
             )
         )
     return rows
@@ -93,20 +98,31 @@ def denominators(recipe: Recipe, rows: Sequence[TrainRow]) -> Denominators:
         return float(len(kept)) * (recipe.rollout.max_new_tokens if kind == "constant" else 1)
 
     trained = [row for row in rows if row.trained]
-    return Denominators(policy=count(trained), distill=count([row for row in trained if row.distilled]))
+    sampled = [row for row in trained if row.term == "sampled"]
+    distilled = [row for row in sampled if row.distilled]
+    if recipe.objective.kind == "alm":
+        chunks = float(sum(len(row.teacher_view.ranges) for row in distilled if isinstance(row.teacher_view, Chunks)))
+        return Denominators(policy=count(sampled), distill=chunks)
+    critiques = [row for row in trained if row.term == "critique"]
+    return Denominators(policy=count(sampled), distill=count(distilled), critique=count(critiques))
 
 
 def plan_updates(recipe: Recipe, rows: Sequence[TrainRow], *, ranks: int) -> list[list[Update]]:
     """Updates per rank: ``result[rank][update]``.
 
-    Whole groups stay together; an update takes consecutive groups, a rank the groups that even out its tokens.
+    All rows of a problem belong to one update; an update takes consecutive problems, a rank the groups (rows that
+    share a prompt) that even out its tokens.
     """
-    groups = split_groups(rows)
+    problems: dict[int, list[TrainRow]] = {}
+    for row in rows:
+        problems.setdefault(row.group, []).append(row)
+    units = [split_groups(part) for part in problems.values()]
     count = recipe.learner.updates_per_step
     budget = recipe.learner.tokens_per_micro_batch
     shares: list[list[Update]] = [[] for _ in range(ranks)]
     for index in range(count):
-        chosen = groups[index * len(groups) // count : (index + 1) * len(groups) // count]
+        some = units[index * len(units) // count : (index + 1) * len(units) // count]
+        chosen = [group for unit in some for group in unit]
         parts = _balance(chosen, ranks)
         total = denominators(recipe, [row for group in chosen for row in group])
         most = max(1, *(len(plan_micro_batches(part, token_budget=budget)) for part in parts))

@@ -13,6 +13,7 @@ from rlkd.cluster import Cluster, Pending, Worker, gather
 from rlkd.data.prompt import PromptBuilder
 from rlkd.evaluate import summarise
 from rlkd.recipe import Recipe
+from rlkd.recipe.privileged_checks import longest_prompt, teacher_prompt_budget
 from rlkd.records import Prompt, RolloutGroup
 from rlkd.rollout.vllm_engine import EngineSettings
 from rlkd.trainer.console import Console
@@ -53,14 +54,15 @@ class Run:
         chosen = self.recipe.engine.dtype
         return DTYPES[self.recipe.learner.precision or "fp32"] if chosen == "auto" else chosen
 
-    def engine_settings(self, folder: Path, *, scores: bool = False) -> EngineSettings:
+    def engine_settings(self, folder: Path, *, scores: bool = False, top_k: int = 0) -> EngineSettings:
         """An engine for the weights of ``folder`` on this cluster."""
         spec, rollout = self.recipe.engine, self.recipe.rollout
         longest = max(rollout.max_new_tokens, self.recipe.eval.max_new_tokens or 0)
+        prompt = teacher_prompt_budget(self.recipe) if scores else longest_prompt(self.recipe)
         return EngineSettings(
             folder=str(folder),
             dtype=self.dtype,
-            max_model_len=rollout.max_prompt_tokens + longest + 1,  # a scored sequence generates one token more
+            max_model_len=prompt + longest + 1,  # a scored sequence generates one token more
             max_concurrent=spec.max_concurrent,
             on_gpu=self.cluster.hardware.on_gpu,
             tensor_parallel=spec.tensor_parallel,
@@ -69,6 +71,7 @@ class Run:
             enforce_eager=spec.enforce_eager,
             colocated=self.recipe.cluster.placement == "colocated" and not scores,
             scores=scores,
+            top_k=top_k,
         )
 
     def start_rollouts(self, folder: Path, *, kind: str = "RolloutWorker") -> None:

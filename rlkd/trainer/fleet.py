@@ -9,7 +9,7 @@ from typing import Any
 from rlkd.cluster import Cluster, Pending, Worker, gather
 from rlkd.errors import ClusterError, RolloutError
 from rlkd.records import Prompt, Rollout, RolloutGroup
-from rlkd.rollout.vllm_engine import EngineSettings, Request, Sample
+from rlkd.rollout.vllm_engine import Request, Sample
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
 _REPLACEMENTS = 3  # of one worker, in one call, before the fault is believed
@@ -29,7 +29,7 @@ class Fleet:
 
     cluster: Cluster
     kind: str
-    settings: EngineSettings
+    settings: Any
     target: str
     deadline_s: float
     gpus: float
@@ -170,10 +170,21 @@ class Sampled:
 
 
 def sample(
-    fleet: Fleet, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, tokenizer: Any
+    fleet: Fleet,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    tokenizer: Any,
+    *,
+    ids: Sequence[tuple[int, ...]] | None = None,
 ) -> Sampled:
-    """Start sampling; every engine sees token ids only."""
-    requests = [Request(prompt.token_ids, sampling.n, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    """Start sampling; every engine sees token ids only.
+
+    Args:
+        ids: what to continue, where that isn't the prompts' own ``token_ids`` (privileged rollouts, second turns).
+    """
+    contexts = ids if ids is not None else [prompt.token_ids for prompt in prompts]
+    requests = [Request(context, sampling.n, seed) for context, seed in zip(contexts, seeds, strict=True)]
     dealt = fleet.map(
         "generate",
         requests,

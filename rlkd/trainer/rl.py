@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ from rlkd.metrics import MetricsLog, merge
 from rlkd.recipe.checks import needs_teacher
 from rlkd.recipe.schema import RlStage
 from rlkd.records import Rollout, RolloutGroup, TrainRow
-from rlkd.trainer.assemble import Judged, plan_updates, train_rows
+from rlkd.trainer.assemble import Judged, plan_updates
 from rlkd.trainer.console import Bar
-from rlkd.trainer.context import LEARNER_WORKER, ROLLOUT_WORKER, Run
+from rlkd.trainer.context import LEARNER_WORKER, Run
 from rlkd.trainer.contract import Bounds, check_teacher_tokenizer, compare
-from rlkd.trainer.fleet import Fleet, Published, Sampled, Sampling, sample, score
+from rlkd.trainer.fleet import Fleet, Published, Sampled, Sampling, Sequences, sample, score
+from rlkd.trainer.plan import StepPlan
+from rlkd.trainer.plans import build_plan
 from rlkd.trainer.rollout_log import RolloutLog
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
-
-TRANSFORMERS_TEACHER = "rlkd.teacher.transformers_teacher:TransformersTeacher"
+from rlkd.trainer.teachers import TeacherPanel
 
 
 @dataclass
@@ -36,13 +38,18 @@ class RlTrainer:
     run: Run
     stage: RlStage
     source: Path
-    teacher_folder: Path | None
+    teacher_folders: dict[str, Path]
     checkpoints: Path
     learners: list[Worker] = field(default_factory=list)
-    teacher: Fleet | None = None
+    teacher: TeacherPanel | None = None
     version: int = 0
     probe: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     pending: deque[tuple[int, Sampled | list[RolloutGroup]]] = field(default_factory=deque)
+
+    @cached_property
+    def plan(self) -> StepPlan:
+        """How the objective turns rollouts into rows."""
+        return build_plan(self)
 
     def train(self, output: Path) -> dict[str, Any]:
         """Run or continue the stage and write the policy to ``output``."""
@@ -90,31 +97,19 @@ class RlTrainer:
         ]
         run.start_rollouts(self.source)
         if needs_teacher(run.recipe):
-            self.teacher = self._teacher_fleet()
+            self.teacher = TeacherPanel.of(run, self.teacher_folders)
+            if self.teacher.shares_tokens:
+                for folder in self.teacher.folders.values():
+                    check_teacher_tokenizer(self.source, folder)
             calls += self.teacher.start(cluster.teacher_workers)
         gather(calls, cluster.start_deadline_s)
-
-    def _teacher_fleet(self) -> Fleet:
-        run, spec = self.run, self.run.recipe.teacher
-        if spec is None or self.teacher_folder is None:
-            raise AssertionError("recipe checks demand a teacher for this objective")
-        check_teacher_tokenizer(self.source, self.teacher_folder)
-        on_vllm = spec.engine == "vllm"
-        options = {"temperature": run.recipe.rollout.temperature, "tokens_per_batch": spec.tokens_per_batch}
-        return Fleet(
-            cluster=run.cluster,
-            kind="TeacherWorker",
-            settings=run.engine_settings(self.teacher_folder, scores=True),
-            target=ROLLOUT_WORKER if on_vllm else TRANSFORMERS_TEACHER,
-            deadline_s=run.recipe.cluster.step_deadline_s,
-            gpus=float(run.recipe.engine.tensor_parallel if on_vllm else 1),
-            build_options={} if on_vllm else options,
-        )
+        if self.teacher is not None and self.teacher.transport == "hidden":
+            folders = {name: str(folder) for name, folder in self.teacher.folders.items()}
+            gather([worker.submit("hold_heads", folders) for worker in self.learners], cluster.start_deadline_s)
 
     def _check_contract(self) -> None:
         """Same tokens, known weights, every path: learner, rollout engine (sampled and prompt), teacher."""
         run, bounds = self.run, Bounds.of(self.run.recipe)
-        deadline = run.recipe.cluster.step_deadline_s
         prompts = run.train_prompts[:4]
         seeds = [derive_seed(run.recipe.seed, "contract", index) for index in range(len(prompts))]
         sampling = Sampling(2, run.recipe.rollout.temperature, min(32, run.recipe.rollout.max_new_tokens))
@@ -134,14 +129,26 @@ class RlTrainer:
             dealt = score(self.rollouts, sequences)
             prompted = dealt.in_order(dealt.results())
             compare(prompted, learned, names=("the rollout engine's prompt log-probs", "the learner's"), bounds=bounds)
-        if self.teacher is not None:
-            dealt = score(self.teacher, sequences)
-            calls = [w.submit("score_with", str(self.teacher_folder), sequences) for w in self.learners[:1]]
-            known = gather(calls, deadline)[0]
-            names = ("the teacher worker", "the learner's forward pass on the teacher's weights")
-            mean, peak = compare(dealt.in_order(dealt.results()), known, names=names, bounds=bounds)
-            text += f"; teacher vs learner's pass: mean {mean:.1e}, max {peak:.1e}"
+        if self.teacher is not None and self.teacher.shares_tokens:
+            text += self._check_teachers(sequences, bounds)
         run.console.status(f"scoring contract holds ({text} nats)")
+
+    def _check_teachers(self, sequences: Sequences, bounds: Bounds) -> str:
+        """Every teacher whose weights are here against the learner's pass on them; a server must answer at all."""
+        assert self.teacher is not None
+        text = ""
+        for name, fleet in self.teacher.fleets.items():
+            dealt = score(fleet, sequences)
+            found = dealt.in_order(dealt.results())
+            if name in self.teacher.folders:
+                call = self.learners[0].submit("score_with", str(self.teacher.folders[name]), sequences)
+                known = call.result(self.run.recipe.cluster.step_deadline_s)
+                names = (f"the teacher worker ({name})", "the learner's forward pass on the teacher's weights")
+                mean, peak = compare(found, known, names=names, bounds=bounds)
+                text += f"; {name} vs learner's pass: mean {mean:.1e}, max {peak:.1e}"
+            else:
+                text += f"; {name} answers"
+        return text
 
     @property
     def rollouts(self) -> Fleet:
@@ -157,12 +164,13 @@ class RlTrainer:
         groups = self._groups(step)
         clock.lap("generate_s")
         self._check_versions(groups, step)
-        teacher = self._teacher_scores(groups)
+        teacher = self.teacher.ask(groups) if self.teacher and self.teacher.shares_tokens else None
         verdicts = run.verify(groups)
         clock.lap("judge_s")
-        judged = Judged(groups, verdicts, teacher.in_order(teacher.results()) if teacher else None, self.version)
+        logprobs, views = teacher.answers() if teacher else (None, None)
+        judged = Judged(groups, verdicts, logprobs, self.version, views=views)
+        rows, method_figures = self.plan.rows(judged, step)
         clock.lap("teacher_s")
-        rows = train_rows(recipe, judged)
         shares = plan_updates(recipe, rows, ranks=len(self.learners))
         self._turn("sleep")
         keep = rollout_log.wanted(step + 1)
@@ -180,7 +188,7 @@ class RlTrainer:
         clock.lap("publish_s")
         self._check_gap(figures, step)
         row = {"stage": self.stage.name, "step": step + 1, "policy_version": self.version}
-        row |= _outcome(judged, rows) | figures | clock.seconds
+        row |= _outcome(judged, rows) | method_figures | figures | clock.seconds
         row |= self._throughput(judged, clock.total)
         if recipe.eval.every and (step + 1) % recipe.eval.every == 0 and step + 1 < self.stage.steps:
             found = run.evaluate(self.rollouts, f"step {step + 1}")
@@ -209,7 +217,8 @@ class RlTrainer:
         )
         seeds = [derive_seed(recipe.seed, self.stage.name, step, index) for index in range(len(prompts))]
         sampling = Sampling(rollout.group_size, rollout.temperature, rollout.max_new_tokens)
-        return sample(self.rollouts, prompts, seeds, sampling, self.run.tokenizer)
+        ids = [self.plan.sampling_ids(prompt) for prompt in prompts]
+        return sample(self.rollouts, prompts, seeds, sampling, self.run.tokenizer, ids=ids)
 
     def _check_versions(self, groups: Sequence[RolloutGroup], step: int) -> None:
         allowed = self.run.recipe.cluster.max_staleness
@@ -219,11 +228,10 @@ class RlTrainer:
                 f"step {step}: rollouts of version {oldest} for policy {self.version}; allowed lag {allowed}"
             )
 
-    def _teacher_scores(self, groups: Sequence[RolloutGroup]) -> Any:
-        if self.teacher is None:
-            return None
-        sequences = [(group.prompt.token_ids, r.completion_ids) for group in groups for r in group.rollouts]
-        return score(self.teacher, sequences)
+    def score_other(self, rows: Sequence[TrainRow], exact: str | None) -> list[list[float]]:
+        """Completions in their rows' other context, by the self-teacher; every rank runs the pass (see below)."""
+        calls = [worker.submit("score_other", list(rows), exact=exact) for worker in self.learners]
+        return list(gather(calls, self.run.recipe.cluster.step_deadline_s)[0])
 
     def _turn(self, method: str) -> None:
         """Colocated on a GPU: engine and learner have the device in turns."""

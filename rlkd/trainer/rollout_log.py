@@ -48,6 +48,8 @@ class RolloutLog:
             "group": row.group,
             "id": group.prompt.example.id,
             "prompt": group.prompt.text,
+            "teacher_prompt": group.prompt.privileged.text if group.prompt.privileged else None,
+            "sampled_from": "teacher_prompt" if row.prompt_ids != group.prompt.token_ids else "prompt",
             "completion": rollout.text,
             "answer": group.prompt.example.answer,
             "parsed": verdict.parsed,

@@ -13,6 +13,7 @@ from typing import Any
 from reward.pool import VerifierPool
 from rlkd.checkpoint import read_json, write_json
 from rlkd.cluster import Cluster, check_fit
+from rlkd.data.privileged import PrivilegedBuilder
 from rlkd.data.prompt import PromptBuilder
 from rlkd.data.source import Loaded, load_sources
 from rlkd.errors import RecipeError
@@ -20,7 +21,8 @@ from rlkd.launch import Launch
 from rlkd.models import load_tokenizer, materialise
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
-from rlkd.recipe.schema import RlStage, SftStage
+from rlkd.recipe.privileged_checks import separate_teachers
+from rlkd.recipe.schema import ModelSpec, RlStage, SftStage, TeacherSpec
 from rlkd.records import Example, Prompt
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
@@ -81,6 +83,7 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
         check_fit(recipe, cluster.hardware)
         folder.write_manifest(recipe, cluster.hardware, {name: fingerprint(path) for name, path in models.items()})
         prompts = [_prompts(recipe, builder, pool, part, name, console) for part, name in zip(data, ("train", "eval"))]
+        prompts[0] = _attach_privileged(recipe, builder, prompts[0], console)
         run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts[0], prompts[1], pool)
         evaluations = _go(run, models, root)
         summary = _summary(run, evaluations, time.monotonic() - begun)
@@ -119,7 +122,10 @@ def _prepare_models(recipe: Recipe, folder: RunFolder, examples: Iterable[Exampl
             yield example.question
             yield example.solution or ""
 
-    specs = {"policy": recipe.policy} | ({"teacher": recipe.teacher.model} if _uses_teacher(recipe) else {})  # type: ignore[union-attr]
+    specs: dict[str, ModelSpec] = {"policy": recipe.policy}
+    if _uses_teacher(recipe):
+        named = separate_teachers(recipe).items()
+        specs |= {name: spec.model for name, spec in named if isinstance(spec, TeacherSpec)}
     return {
         name: materialise(spec, folder.path / "models" / name, where=_where(name), seed=recipe.seed, texts=texts)
         for name, spec in specs.items()
@@ -127,7 +133,7 @@ def _prepare_models(recipe: Recipe, folder: RunFolder, examples: Iterable[Exampl
 
 
 def _where(name: str) -> str:
-    return "policy" if name == "policy" else "teacher.model"
+    return name if name == "policy" else "teacher.model" if name == "teacher" else f"teacher.teachers.{name}.model"
 
 
 def _uses_teacher(recipe: Recipe) -> bool:
@@ -152,6 +158,18 @@ def _prompts(
     if not prompts:
         raise RecipeError(f"data.{name}: no row is left of {len(loaded.examples)}; left out: {dict(excluded + long)}")
     return prompts
+
+
+def _attach_privileged(recipe: Recipe, builder: PromptBuilder, prompts: list[Prompt], console: Console) -> list[Prompt]:
+    """Training prompts with what the teacher sees; what cannot be used is left out, counted and shown."""
+    privileged = PrivilegedBuilder.of(recipe, builder)
+    if privileged is None:
+        return prompts
+    attached = privileged.attach(prompts)
+    _report_exclusions(console, "train", attached.excluded)
+    for reason, count in attached.noted.items():
+        console.note(f"data.train: {count} of {len(attached.prompts)} rows: {reason}")
+    return attached.prompts
 
 
 # ---------------------------------------------------------------- stages
@@ -212,7 +230,7 @@ def _run_stage(
         run=run,
         stage=stage,
         source=current["policy"],
-        teacher_folder=current.get("teacher"),
+        teacher_folders={name: folder for name, folder in current.items() if name != "policy"},
         checkpoints=run.folder.path / "checkpoints" / stage.name,
     )
     shutil.rmtree(place / "policy", ignore_errors=True)
