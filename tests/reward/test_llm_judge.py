@@ -171,7 +171,7 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = {
         "--model": str(folder), "--served-model-name": "judge", "--port": str(port), "--host": "127.0.0.1",
         "--max-model-len": "2048", "--dtype": "float32", "--max-num-seqs": "4",
-        "--structured-outputs-config": '{"disable_any_whitespace": true}',
+        "--structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
     }  # fmt: skip
     words = [word for pair in options.items() for word in pair]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", *words]
