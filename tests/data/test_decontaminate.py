@@ -69,15 +69,24 @@ def test_number_swapped_copies_are_found_by_the_masked_rule_alone(
     found = index.matches(swapped)
     assert None not in found
     blind = EvalIndex(questions, masked_coverage=2.0).matches(swapped)
-    assert sum(match is not None for match in blind) < 0.5 * len(found), "plain n-grams miss most of them"
+    assert sum(match is not None for match in blind) < 0.9 * len(found), "plain n-grams miss some of them"
 
 
 def test_ordinary_training_questions_are_left_alone(index: EvalIndex, training: list[str]) -> None:
-    """GSM8K's own training questions: two have a twin in the test set (a train for a plane, other numbers)."""
+    """GSM8K's own training questions: three have a twin in the test set (names and numbers changed)."""
     found = {at: match for at, match in enumerate(index.matches(training)) if match is not None}
-    assert {match.eval_question[:23] for match in found.values()} == {"A plane travels 1200 mi"}
-    assert all(training[at].startswith("A train travels") for at in found)
-    assert len(found) == 2
+    twins = sorted((training[at][:15], match.eval_question[:15]) for at, match in found.items())
+    assert twins == [("A train travels", "A plane travels")] * 2 + [("Bella bought st", "Max bought stam")]
+
+
+def test_formulas_with_masked_numbers_are_no_match() -> None:
+    """With numbers masked, these have the same words; what they ask has nothing in common."""
+    pairs = [
+        ("Compute $\\sin^3 18 + \\sin^2 18.$", "Compute $\\sin^2 4 + \\sin^2 8 + \\sin^2 12 + \\dots + \\sin^2 176$."),
+        ("What is the value of $(26^2 - 24^2 - 10)^2 - 10^2$?", "What is the value of $513^2 - 487^2$?"),
+    ]
+    for known, other in pairs:
+        assert EvalIndex([EvalQuestion("e", "1", known)], coverage=1.0).matches([other]) == [None]
 
 
 def test_every_match_shows_what_matched(index: EvalIndex, questions: list[EvalQuestion]) -> None:
@@ -85,7 +94,7 @@ def test_every_match_shows_what_matched(index: EvalIndex, questions: list[EvalQu
     (match,) = index.matches([f"Hello. {item.question}"])
     assert match is not None and match.rule == "ngram" and match.score == 1.0
     assert (match.eval_set, match.eval_id, match.eval_question) == (item.set, item.id, item.question)
-    assert all(len(piece.split()) == 8 for piece in match.matched_text.split(" ... "))
+    assert all(len(piece.split()) == 5 for piece in match.matched_text.split(" ... "))
 
 
 def test_wording_that_many_questions_share_does_not_count() -> None:

@@ -19,7 +19,7 @@ from pydantic import Field, PrivateAttr, SkipValidation
 from rlkd.data.curate.embed import Embedder
 from rlkd.data.curate.step import STEPS, Decision, Step
 from rlkd.data.rows import Row
-from rlkd.data.text import masked_words, ngrams, text_key, words
+from rlkd.data.text import NUMBER, masked_words, ngrams, text_key, words
 
 Rule = Literal["exact", "ngram", "masked", "embedding"]
 Judge = Callable[[str, str], bool]
@@ -49,7 +49,7 @@ class Match:
 class NgramIndex:
     """Covered share of each evaluation question: n-grams found in a text, over all that count."""
 
-    def __init__(self, texts: Sequence[list[str]], n: int, max_shared: int) -> None:
+    def __init__(self, texts: Sequence[list[str]], n: int, max_shared: int, *, masked: bool = False) -> None:
         self.n = n
         grams = [set(ngrams(text, n)) for text in texts]
         common = Counter(gram for each in grams for gram in each)
@@ -57,9 +57,11 @@ class NgramIndex:
         self._totals = [0] * len(texts)
         for owner, each in enumerate(grams):
             for gram in each:
-                if common[gram] <= max_shared:  # wording that many questions share says nothing about one
+                if common[gram] > max_shared:  # wording that many questions share says nothing about one
+                    continue
+                self._totals[owner] += 1
+                if not masked or _says_something(gram):  # a formula without its numbers counts, but never as covered
                     self._owners[gram].append(owner)
-                    self._totals[owner] += 1
         # questions shorter than n are one gram of their own length: looked for where their first word stands
         self._short: dict[str, set[int]] = defaultdict(set)
         for text in texts:
@@ -84,6 +86,11 @@ class NgramIndex:
                 yield " ".join(text[start : start + length])
 
 
+def _says_something(gram: str) -> bool:
+    """At least three distinct words that are no masked number."""
+    return len(set(gram.split()) - {NUMBER}) >= 3
+
+
 class EvalIndex:
     """All evaluation questions, indexed by every rule."""
 
@@ -91,7 +98,7 @@ class EvalIndex:
         self,
         questions: Sequence[EvalQuestion],
         *,
-        n: int = 8,
+        n: int = 5,
         coverage: float = 0.5,
         masked_coverage: float = 0.7,
         max_shared: int = 5,
@@ -105,7 +112,8 @@ class EvalIndex:
         self.embedder, self.judge, self.neighbours = embedder, judge, neighbours
         self._exact = {text_key(item.question): at for at, item in reversed(list(enumerate(self.questions)))}
         self._ngrams = NgramIndex([words(item.question) for item in self.questions], n, max_shared)
-        self._masked = NgramIndex([masked_words(item.question) for item in self.questions], n, max_shared)
+        masked = [masked_words(item.question) for item in self.questions]
+        self._masked = NgramIndex(masked, n, max_shared, masked=True)
         texts = [item.question for item in self.questions]
         self._vectors: NDArray[np.float32] | None = embedder(texts) if embedder and texts else None
 
@@ -157,7 +165,7 @@ class Decontaminate(Step):
 
     kind: ClassVar[str] = "decontaminate"
     sets: tuple[str, ...] = Field(description="cards of the evaluation sets")
-    n: int = Field(default=8, ge=1)
+    n: int = Field(default=5, ge=1)
     coverage: float = Field(default=0.5, gt=0.0, le=1.0)
     masked_coverage: float = Field(default=0.7, gt=0.0, le=1.0)
     cosine: float = Field(default=0.85, gt=0.0, le=1.0)
