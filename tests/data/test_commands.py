@@ -1,0 +1,113 @@
+"""`rlkd data` end to end: real files in, files and exit codes out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from rlkd.data.cards import card_names
+from rlkd.data.cli import app
+from rlkd.data.rows import good_rows, write_rows
+from rlkd.errors import DataCardError
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def test_cards_and_steps_are_listed() -> None:
+    listed = run("cards").output
+    assert all(name in listed for name in card_names()) and "103000" in listed
+    steps = run("steps").output
+    assert "near_dedup" in steps and "settings: field, threshold, ngram, permutations, seed" in steps
+
+
+def test_check_exits_with_one_only_for_faults(data_dir: Path) -> None:
+    clean = run("check", "amc23", "--data-dir", data_dir, "--workers", 1)
+    assert clean.exit_code == 0 and "nothing wrong" in clean.output
+    faulty = run("check", "aime24", "--data-dir", data_dir, "--no-golds", "--json")
+    report = json.loads(faulty.output)
+    assert faulty.exit_code == 1 and not report["ok"]
+    assert {(fault["row"], fault["kind"]) for fault in report["faults"]} == {
+        (22, "figure needed"),
+        (29, "figure needed"),
+    }
+
+
+def test_pairs_in_killable_verifier_processes(tmp_path: Path, data_dir: Path) -> None:
+    """A slice of the real traces; the counts are those of the claims, which the verifier confirms."""
+    rows = list(good_rows(data_dir / "gsm8k_example_model_solutions.jsonl"))[:60]
+    write_rows(tmp_path / "gsm8k_example_model_solutions.jsonl", rows)
+    command = ["pairs", "--card", "gsm8k-model-solutions", "--data-dir", tmp_path, "--out", tmp_path / "out"]
+    result = run(*command, "--label", "both", "--workers", 1)
+    assert result.exit_code == 0, result.exception
+    claims = [[value["is_correct"] for value in row.values() if isinstance(value, dict)] for row in rows]
+    both = sum(any(each) and not all(each) for each in claims)
+    assert f"{both:,}  pairs written" in result.output
+    assert len(list(good_rows(tmp_path / "out" / "pairs.jsonl"))) == both
+    assert len(list(good_rows(tmp_path / "out" / "sft.jsonl"))) == sum(map(any, claims))
+
+
+def test_pairs_refuse_what_is_missing(tmp_path: Path) -> None:
+    for arguments in (["--out", tmp_path], ["--out", tmp_path, "--source", tmp_path / "x.jsonl"]):
+        assert isinstance(run("pairs", *arguments).exception, DataCardError)
+    error = run("pairs", "--out", tmp_path, "--card", "gsm8k-model-solutions", "--keep", "source").exception
+    assert isinstance(error, DataCardError) and "write field=value" in str(error)
+
+
+def test_curation_from_a_file(tmp_path: Path, data_dir: Path) -> None:
+    """Every step without a model, over a real set, and pass rates from a file."""
+    rates = [{"id": str(at), "pass_rate": at % 5 / 4} for at in range(2065)]
+    write_rows(tmp_path / "rates.jsonl", rates)
+    spec = {
+        "card": "mawps",
+        "data_dir": str(data_dir),
+        "pass_rates": str(tmp_path / "rates.jsonl"),
+        "steps": [
+            {"step": "exact_dedup"},
+            {"step": "pass_rate_filter", "low": 0.25, "high": 0.75},
+            {"step": "decontaminate", "sets": ["gsm8k-test"]},
+        ],
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    result = run("curate", tmp_path / "spec.yaml", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    lines = result.output.splitlines()
+    assert lines[0] == "read: rows 2065 -> 2065" and lines[1] == "exact_dedup: rows 2065 -> 1978 (exact duplicate 87)"
+    kept = list(good_rows(next((tmp_path / "out").glob("02-*")) / "part-00000.jsonl"))
+    assert {row["pass_rate"] for row in kept} == {0.25, 0.5, 0.75}
+    again = run("curate", tmp_path / "spec.yaml", "--out", tmp_path / "out")
+    assert again.output.count("[1 of 1 parts were done]") == 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"steps": []}, "card or source"),
+        ({"source": "x.jsonl", "stps": []}, "stps"),
+        ({"source": "x.jsonl", "steps": [{"step": "perplexity_filter", "max_perplexity": 3.0}]}, "scorer"),
+    ],
+)
+def test_a_wrong_curation_says_what_is_wrong(tmp_path: Path, spec: dict[str, object], message: str) -> None:
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    error = run("curate", tmp_path / "spec.yaml", "--out", tmp_path / "out").exception
+    assert isinstance(error, DataCardError) and message in str(error)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """What makes `--help` slow is importing torch, transformers, datasets, matplotlib or numpy."""
+    code = (
+        "import sys, rlkd.data.cli, rlkd.analysis.cli;"
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'numpy', 'pydantic', 'openai'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert time.monotonic() - started < 30
