@@ -99,6 +99,9 @@ def _chain_value(node: Node, *, loose: bool, other: Node, policy: Policy) -> Nod
     for index, side in enumerate(node.args[:-1]):
         if side.op in ("text", "call") or (side.op == "sym" and index == 0 and side.name not in free_symbols(last)):
             continue
+        point = side.op == last.op == "tuple" and index == 0 and len(side.args) == len(last.args)
+        if point and all(arg.op == "sym" for arg in side.args):  # (x, y) = (1, 2)
+            continue
         if side.op not in SCALARS or last.op not in SCALARS:
             return None
         if free_symbols(side) and not free_symbols(last):

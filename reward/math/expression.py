@@ -46,6 +46,7 @@ _NO_UNIT = re.compile(
     r"|(?<![\^\w{]) ?\d",
     re.IGNORECASE,
 )
+_GEOMETRY = frozenset(["angle", "triangle", "measuredangle", "square", "parallel", "odot"])
 _PERCENT_WORDS = re.compile(r"(?:percent|per\s+cent|pct|%)\.?", re.IGNORECASE)
 _DEGREE_WORDS = re.compile(r"deg(?:ree)?s?\.?", re.IGNORECASE)
 _CLOSERS = {"lfloor": "rfloor", "lceil": "rceil"}
@@ -150,8 +151,9 @@ class ExpressionReader:
             and node.decimals < 0
             and self._after_number()
         ):
-            part = self._power()
-            return _mixed(node, part) or Node("mul", (node, part))
+            part = self._atom()
+            mixed = _mixed(node, part)
+            return self._raised(mixed) if mixed else Node("mul", (node, self._raised(part)))
         return Node("mul", (node, self._power()))
 
     def _after_bracket(self) -> bool:
@@ -185,7 +187,10 @@ class ExpressionReader:
         return node
 
     def _power(self) -> Node:
-        base = self._postfix(self._atom())
+        return self._raised(self._atom())
+
+    def _raised(self, base: Node) -> Node:
+        base = self._postfix(base)
         if not self._is("^"):
             return base
         self._take()
@@ -342,11 +347,21 @@ class ExpressionReader:
         if name in _DECORATIONS:
             inner = self._argument()
             return self._subscripted(f"{name}_{inner.name}") if inner.op == "sym" else fn(name, inner)
+        if name in _GEOMETRY:
+            return sym(name + self._letters())
         if name == "ldots":
             return Node("ellipsis")
         if name in FUNCTIONS:
             return self._function(name)
         raise UnparsedError(f"\\{name}")
+
+    def _letters(self) -> str:
+        """The capital letters that name an angle or a triangle."""
+        letters = ""
+        while (token := self._peek()) is not None and token.kind in ("sym", "text") and token.text.isupper():
+            letters += token.text
+            self._here += 1
+        return letters
 
     def _root(self) -> Node:
         degree: Node = num(2)

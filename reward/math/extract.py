@@ -24,8 +24,9 @@ _ENGLISH = (
     r"(?:final\s+|correct\s+|overall\s+)?(?:answer|result|ans|solution)\s*(?:\(s\))?\s*(?:\*\*|__)?\s*"
     r"(?:is(?:\s+(?:therefore|thus|then|just|simply))?(?!\w)|are\b|equals\b|=|:|：|will\s+be\b|would\s+be\b|comes\s+(?:out\s+)?to\b)"
 )
-_CHINESE = (
-    r"(?:最终|最后的?|正确)?答案\s*(?:应该|就)?\s*(?:是|为|：|:)|结果\s*(?:是|为|：|:)|答え\s*(?:は|：|:)|答\s*(?:：|:)"
+_EAST_ASIAN = (
+    r"(?:最终|最后的?|正确)?答案\s*(?:应该|就)?\s*(?:是|为|：|:)|结果\s*(?:是|为|：|:)|答え\s*(?:は|：|:)|答\s*(?:：|:)|"
+    r"(?:정답|답)\s*(?:은|는|:)"
 )
 _COMMA_LANGUAGES = (
     r"(?:la\s+)?respuesta(?:\s+final|\s+correcta)?\s*(?:es|:)|(?:la\s+)?r[ée]ponse(?:\s+finale)?\s*(?:est|:)|"
@@ -33,11 +34,13 @@ _COMMA_LANGUAGES = (
     r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|ответ\s*(?:\s*—|\s*-|:|равен)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)"
 )
 _ANCHOR = re.compile(
-    f"(?P<plain>{_ENGLISH}|{_CHINESE})|(?P<comma>{_COMMA_LANGUAGES})|(?P<gsm>^A\\s*:)", re.I | re.MULTILINE
+    f"(?P<plain>{_ENGLISH}|{_EAST_ASIAN})|(?P<comma>{_COMMA_LANGUAGES})|(?P<gsm>^A\\s*:|^[#*\\s]*(?:final\\s+)?answer[*\\s]*:?\\s*[*]*\\s*$)",
+    re.I | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(
     r"(?<=[^.\s])\.(?=\s+[A-Z\"'(\\*]|\s*$|\s*\n|\*)|\n|[。；！？]|(?<=\d)!(?=\s+[A-Z])|"
-    r",?\s+(?:because|since|which|so|as\s+(?:required|desired|we|the)|where|i\.e\.|hence|thus|therefore|but|for\s+the)\b"
+    r",?\s+(?:because|since|which|so|as\s+(?:required|desired|we|the)|where|i\.e\.|hence|thus|therefore|but|for\s+the)\b|"
+    r",\s+and\s+(?:we|so|the|this|it|that|thus|hence|therefore)\b"
 )
 _HEDGE = re.compile(
     r"\b(?:might|may|maybe|perhaps|possibly|could|probably|not\s+sure|cannot|can't|don't\s+know|asked|suppose|assume|if|"
@@ -74,7 +77,8 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
     tags = _ANSWER_TAG.findall(said)
     if tags:
         inner = tags[-1].strip()
-        return _from_boxes(inner) or (Extracted(inner, "tag") if inner and "\\boxed" not in inner else None)
+        boxed = _from_boxes(inner)
+        return boxed or (None if "\\boxed" in inner or not inner else _announced(inner) or Extracted(inner, "tag"))
     if "\\boxed" in said or "\\fbox" in said or "\\framebox" in said:
         boxed = _from_boxes(said)
         return boxed if boxed or boxes(said) else _announced(said)
@@ -137,6 +141,7 @@ def _value_of(rest: str) -> str:
         inner = next(group for group in math.groups() if group is not None)
         word = unit[1] if unit and unit[1] and _only_word(rest[math.end() :]) else ""
         return inner.strip() + (f" \\text{{ {word}}}" if word else "")
+    rest = re.sub(r"(?<=\d)\s+\((?!or\b)[a-z -]+\)(?=[.\s]*$)", "", rest)  # 8 (eight)
     end = _SENTENCE_END.search(rest)
     return (rest[: end.start()] if end else rest).strip(" \t*_`,;").removesuffix(".").strip(" *_")
 
@@ -148,7 +153,7 @@ def _only_word(after: str) -> bool:
 
 def _stated(text: str) -> Extracted | None:
     """A completion without any marker: itself when it is a bare formula, else the last plain statement's value."""
-    text = text.strip()
+    text = re.sub(r"^```\w*\n(.*)\n```$", r"\1", text.strip(), flags=re.DOTALL)
     if (
         len(text) <= 300
         and "\n" not in text
@@ -156,7 +161,9 @@ def _stated(text: str) -> Extracted | None:
     ):
         return Extracted(text, "bare")
     for sentence in reversed(_sentences(text[-TAIL:])):
-        if not re.search(r"\d|\$|\\\(|\\\[", sentence) or re.match(r"\s*(?:\d+\.?|\w+:)", sentence):
+        if not re.search(r"\d|\$|\\\(|\\\[|\b(?:true|false|yes|no)\s*$", sentence, re.IGNORECASE) or re.match(
+            r"\s*(?:\d+\.?|\w+:)", sentence
+        ):
             continue
         states = _STATES.search(sentence)
         if _HEDGE.search(sentence) or states is None:

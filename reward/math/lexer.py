@@ -122,6 +122,7 @@ _SCIENTIFIC = re.compile(r"(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,9})(?![\d.a-zA-Z]
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d])")
 _UNIT = re.compile(r"[A-Za-z°]+(?:\^?-?\d)?(?:\s*[/·*]\s*[A-Za-z]+(?:\^?-?\d)?)*")
+_COUNTED = re.compile(r"\d[\d.,]*%?\s+[A-Za-z][A-Za-z ]*")
 _MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
 
 
@@ -261,8 +262,10 @@ class Lexer:
             self._add("op", content.casefold())
         elif _UNIT.fullmatch(content) and self._tokens and self._after_value():
             self._add("text", content)
-        elif re.fullmatch(r"[A-Za-z]", content) and self._tokens:
+        elif re.fullmatch(r"[A-Za-z]", content):
             self._add("sym", content)
+        elif _COUNTED.fullmatch(content):  # \text{8 apples}
+            self._tokens.extend(Lexer(content, grouped=self._grouped).tokens())
         elif re.search(r"[A-Za-z]{2}|[^\W\d_a-zA-Z]", content) or re.fullmatch(r"[A-Za-z%]", content):
             self._add("text", content)
         else:  # \text{13}

@@ -21,7 +21,8 @@ _SIGNS = {
     "∓": r" \mp ", "≈": r" \approx ", "≅": r" \approx ", "√": r" \sqrt ", "∛": r" \cbrt ", "…": r" \ldots ",
     "→": r" \to ", "∖": r" \setminus ", "⌊": r" \lfloor ", "⌋": r" \rfloor ", "⌈": r" \lceil ", "⌉": r" \rceil ",
     "⟨": r" \langle ", "⟩": r" \rangle ", "∧": r" \wedge ", "∨": r" \vee ", "≡": r" \equiv ", "¬": r" \neg ",
-    "ℓ": "l", "。": ".", "、": ",", "；": ";", "，": ",", "（": "(", "）": ")", "％": "%", "：": ":",
+    "ℓ": "l", "€": " ", "£": " ", "¥": " ",
+    "。": ".", "、": ",", "；": ";", "，": ",", "（": "(", "）": ")", "％": "%", "：": ":",
 }  # fmt: skip
 _GREEK = dict(
     zip(
@@ -92,6 +93,10 @@ _ORDINAL = re.compile(
 )
 
 
+MAX_BOXES = 50  # one inside the other; more is not an answer
+_OVER = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}")
+
+
 def clean(text: str) -> str:
     """One spelling of a formula. Idempotent in effect; never evaluates anything."""
     text = _VULGAR_RUN.sub(lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]], text)
@@ -101,6 +106,7 @@ def clean(text: str) -> str:
     text = _THIN_GROUP.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _SIGN.sub(lambda m: _SIGNS[m[0]], visible(text))
     text = _strip_wrappers(text)
+    text = _OVER.sub(r"\\frac{\1}{\2}", text)
     text = _DRESSING.sub("", _STYLE_SWITCH.sub(" ", _COLOUR.sub("", text)))
     text = _NOISE.sub(" ", text).replace("{,}", ",")
     text = (
@@ -120,9 +126,10 @@ def _strip_wrappers(text: str) -> str:
         if "**" not in text or _emphasis(text)
         else text.replace("$", " ")
     )
-    while (start := re.search(r"\\(?:boxed|fbox|framebox)\s*\{", text)) is not None:
-        end = closing_brace(text, start.end() - 1)
-        if end is None:
+    for _ in range(MAX_BOXES):
+        start = re.search(r"\\(?:boxed|fbox|framebox)\s*\{", text)
+        end = closing_brace(text, start.end() - 1) if start else None
+        if start is None or end is None:
             break
         text = text[: start.start()] + text[start.end() : end - 1] + text[end:]
     return text
@@ -144,5 +151,5 @@ def _trim(text: str) -> str:
             if not re.search(r"\d\s*!$|[a-zA-Z})]\s*!$", text)
             else text.rstrip(" .,;:?")
         )
-        text = re.sub(r"^[\s,;:*_`\"]+|[\s*_`\"]+$", "", text)
+        text = re.sub(r"^[\s,;:*_`\"=]+|[\s*_`\"]+$", "", text)
     return text

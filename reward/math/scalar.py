@@ -263,7 +263,8 @@ def _rename(node: Node, old: str, new: str) -> Node:
 _SYNONYMS = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km",
     "millimeter": "mm", "millimetre": "mm", "kilogram": "kg", "gram": "g", "second": "s", "sec": "s", "minute": "min",
-    "hour": "h", "hr": "h", "inche": "inch", "in": "inch", "feet": "ft", "foot": "ft", "liter": "l", "litre": "l",
+    "hour": "h", "hr": "h", "hrs": "h", "mins": "min", "secs": "s", "lbs": "lb", "kilo": "kg",
+    "inche": "inch", "in": "inch", "feet": "ft", "foot": "ft", "liter": "l", "litre": "l",
     "mile": "mi", "pound": "lb", "ounce": "oz", "dollar": "$", "cent": "¢", "unit": "", "watt": "w", "joule": "j",
     "newton": "n", "volt": "v", "yard": "yd", "year": "yr", "day": "d", "degree": "°", "milliliter": "ml",
 }  # fmt: skip

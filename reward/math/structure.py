@@ -40,7 +40,8 @@ def _based(text: str) -> Node | None:
         return None
     word = match[2] or match[3]
     base = _BASE_WORDS.get(word.lower(), 0) if not word.isdigit() else int(word)
-    if not 2 <= base <= 36 or not match[1][0].isdigit():
+    digits_first = match[1][0].isdigit() or (len(match[1]) > 1 and base > 10)  # x_2 and a_{16} are names
+    if not 2 <= base <= 36 or not digits_first:
         return None
     digits = match[1].upper().lstrip("0") or "0"
     try:
@@ -171,6 +172,13 @@ def _item(tokens: list[Token]) -> Node:
     if not tokens:
         raise UnparsedError("empty")
     first, last = tokens[0].text, tokens[-1].text
+    if (
+        len(tokens) > 2
+        and first in ("(", "[")
+        and tokens[1].text.startswith("begin:")
+        and _matching(tokens) == len(tokens) - 1
+    ):
+        return _item(tokens[1:-1])  # brackets around an array are its own
     if first.startswith("begin:") and tokens[0].kind == "cmd":
         return _environment(tokens)
     if first == "emptyset" and len(tokens) == 1:
