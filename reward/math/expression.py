@@ -6,45 +6,13 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 
+from reward.math.cursor import Cursor
 from reward.math.lexer import FUNCTIONS, Token
 from reward.math.nodes import Node, UnparsedError, fn, num, sym
 
-_STOPS = frozenset(
-    [
-        "+",
-        "-",
-        ")",
-        "]",
-        "}",
-        "|",
-        "=",
-        "<",
-        ">",
-        ",",
-        ";",
-        ":",
-        "&",
-        "row",
-        "le",
-        "ge",
-        "ne",
-        "and",
-        "or",
-        "pm",
-        "mp",
-        "\\}",
-    ]
-)
+_STOPS = frozenset([*"+-)]}|=<>,;:&", "row", "le", "ge", "ne", "and", "or", "pm", "mp", "\\}"])
 _DECORATIONS = frozenset(
     ["overline", "bar", "hat", "vec", "ddot", "tilde", "widehat", "overrightarrow", "underline", "dot", "mathring"]
-)
-MAX_UNIT_WORDS = 8
-# Words behind a value that say more than a unit does: an alternative, a doubt, a second value.
-_NO_UNIT = re.compile(
-    r"\b(?:or|and|not|if|else|either|maybe|perhaps|possibly|approximately|about|roughly|to|is|are|but|no|yes|true|false|"
-    r"wrong|correct|then|otherwise|mod|modulo|base|times|plus|minus|squared|cubed|when|for|where|with)\b"
-    r"|(?<![\^\w{]) ?\d",
-    re.IGNORECASE,
 )
 _GEOMETRY = frozenset(["angle", "triangle", "measuredangle", "square", "parallel", "odot"])
 _PERCENT_WORDS = re.compile(r"(?:percent|per\s+cent|pct|%)\.?", re.IGNORECASE)
@@ -53,12 +21,8 @@ _CLOSERS = {"lfloor": "rfloor", "lceil": "rceil"}
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "lfloor": "floor", "lceil": "ceil"}
 
 
-class ExpressionReader:
+class ExpressionReader(Cursor):
     """Reads ``tokens`` from the left; ``read_all`` also splits off a trailing unit."""
-
-    def __init__(self, tokens: list[Token]) -> None:
-        self._tokens, self._here = list(tokens), 0
-        self._bars = 0
 
     def read_all(self) -> Node:
         """The whole of the tokens: an expression and perhaps a unit. Raises: UnparsedError."""
@@ -71,40 +35,6 @@ class ExpressionReader:
         if _DEGREE_WORDS.fullmatch(unit):
             return Node("degree", (node,))
         return replace(node, unit=unit) if unit else node
-
-    # -- tokens
-
-    def _peek(self, ahead: int = 0) -> Token | None:
-        index = self._here + ahead
-        return self._tokens[index] if index < len(self._tokens) else None
-
-    def _is(self, *texts: str) -> bool:
-        token = self._peek()
-        return token is not None and token.kind in ("op", "cmd") and token.text in texts
-
-    def _take(self, *texts: str) -> Token:
-        token = self._peek()
-        if token is None or (texts and not self._is(*texts)):
-            raise UnparsedError(f"expected {' or '.join(texts) or 'more'}, got {token.text if token else 'the end'!r}")
-        self._here += 1
-        return token
-
-    def _unit(self) -> str:
-        """Text after a value: ``\\text{ cm}^2``, ``m/s`` in text, a counter word. Empty when there is none."""
-        token = self._peek()
-        if token is None or token.kind != "text":
-            return ""
-        parts: list[str] = []
-        while (token := self._peek()) is not None:
-            if token.kind in ("text", "sym", "num") or token.text in ("^", "/", "*", "{", "}", "-", "(", ")"):
-                parts.append(token.text)
-                self._here += 1
-            else:
-                raise UnparsedError(f"unit followed by {token.text!r}")
-        unit = re.sub(r"\s*([\^/*{}()-])\s*", r"\1", " ".join(parts))
-        if _NO_UNIT.search(unit) or len(unit.split()) > MAX_UNIT_WORDS:
-            raise UnparsedError(f"{unit!r} after a value is no unit")
-        return unit
 
     # -- grammar
 
