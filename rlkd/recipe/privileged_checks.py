@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rlkd.recipe.objectives import ConstantCoef, OpdObjective, OpsdObjective, PiDistillObjective, RltfObjective
 from rlkd.recipe.privileged import SelfTeacher, ServerTeacher
-from rlkd.recipe.schema import Recipe, RoutedTeachers, ScratchModel, TeacherSpec
+from rlkd.recipe.schema import Recipe, RoutedTeachers, ScratchModel, SftStage, TeacherSpec
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 
@@ -41,12 +41,18 @@ def second_prompt_budget(recipe: Recipe) -> int:
     return feedback.max_prompt_tokens or rollout.max_prompt_tokens + rollout.max_new_tokens + 2 * feedback.max_tokens
 
 
-def longest_prompt(recipe: Recipe) -> int:
-    """Longest prompt that the policy itself ever sees, tokens."""
+def longest_sampled_prompt(recipe: Recipe) -> int:
+    """Longest prompt that the rollout engine continues, tokens."""
     longest = recipe.rollout.max_prompt_tokens
-    if recipe.objective.kind in ("opsd", "pi_distill"):
+    if recipe.objective.kind == "pi_distill":
         longest = max(longest, teacher_prompt_budget(recipe))
     return max(longest, second_prompt_budget(recipe)) if recipe.objective.kind == "rltf" else longest
+
+
+def longest_prompt(recipe: Recipe) -> int:
+    """Longest prompt that the policy itself ever sees, tokens; OPSD's teacher prompt stays in the learner."""
+    longest = longest_sampled_prompt(recipe)
+    return max(longest, teacher_prompt_budget(recipe)) if recipe.objective.kind == "opsd" else longest
 
 
 def _sections(recipe: Recipe) -> Iterator[str]:
@@ -70,6 +76,15 @@ def _sections(recipe: Recipe) -> Iterator[str]:
         yield f"privileged: objective '{objective.kind}' shows it to no one; leave the section out"
     if isinstance(objective, RltfObjective) and recipe.cluster.schedule == "async":
         yield "cluster.schedule: 'async' cannot sample a second turn ahead of the first; write schedule: sync"
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    for index, stage in enumerate(recipe.stages):
+        if isinstance(stage, SftStage) and stage.contexts != "bare":
+            if recipe.privileged is None:
+                yield f"stages.{index}.contexts: '{stage.contexts}', but the recipe has no `privileged:` section"
+            if stage.data is not None:
+                yield f"stages.{index}.contexts: '{stage.contexts}' is for data.train; leave stages.{index}.data out"
 
 
 def _template(recipe: Recipe) -> Iterator[str]:
@@ -106,7 +121,7 @@ def _windows(recipe: Recipe) -> Iterator[str]:
     if recipe.objective.kind not in ("opsd", "pi_distill", "rltf") or not isinstance(recipe.policy, ScratchModel):
         return
     total = longest_prompt(recipe) + recipe.rollout.max_new_tokens
-    if total > recipe.policy.context_length:
+    if total + (recipe.objective.kind != "opsd") > recipe.policy.context_length:  # an engine scores one token more
         where = "feedback" if recipe.objective.kind == "rltf" else "privileged"
         yield (
             f"{where}.max_prompt_tokens: a prompt of up to {longest_prompt(recipe)} tokens + rollout.max_new_tokens "
@@ -161,4 +176,4 @@ def _shares(recipe: Recipe) -> Iterator[str]:
             yield "objective: 'rltf' with self_distill_coef and feedback_coef both 0 is two-turn GRPO without a purpose"
 
 
-CHECKS = (_sections, _template, _feedback_text, _windows, _teacher_window, _transport, _shares)
+CHECKS = (_sections, _stages, _template, _feedback_text, _windows, _teacher_window, _transport, _shares)

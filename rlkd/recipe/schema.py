@@ -301,6 +301,9 @@ class SftStage(Section):
     batch_size: Positive = Field(default=64, description="sequences per update over all ranks")
     max_length: Positive = 1024
     packing: bool = False
+    contexts: Literal["bare", "privileged", "both"] = Field(
+        default="bare", description="the prompt before each solution: the student's, the teacher's, or one of each"
+    )
     optim: OptimSpec = OptimSpec(lr=1e-3, schedule="cosine", warmup_steps=20)
 
 

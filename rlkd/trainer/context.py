@@ -13,7 +13,7 @@ from rlkd.cluster import Cluster, Pending, Worker, gather
 from rlkd.data.prompt import PromptBuilder
 from rlkd.evaluate import summarise
 from rlkd.recipe import Recipe
-from rlkd.recipe.privileged_checks import longest_prompt, teacher_prompt_budget
+from rlkd.recipe.privileged_checks import longest_sampled_prompt, teacher_prompt_budget
 from rlkd.records import Prompt, RolloutGroup
 from rlkd.rollout.vllm_engine import EngineSettings
 from rlkd.trainer.console import Console
@@ -58,7 +58,7 @@ class Run:
         """An engine for the weights of ``folder`` on this cluster."""
         spec, rollout = self.recipe.engine, self.recipe.rollout
         longest = max(rollout.max_new_tokens, self.recipe.eval.max_new_tokens or 0)
-        prompt = teacher_prompt_budget(self.recipe) if scores else longest_prompt(self.recipe)
+        prompt = teacher_prompt_budget(self.recipe) if scores else longest_sampled_prompt(self.recipe)
         return EngineSettings(
             folder=str(folder),
             dtype=self.dtype,

@@ -10,6 +10,7 @@ from rlkd.cluster import Pending, gather
 from rlkd.data.source import load_sources
 from rlkd.errors import RecipeError
 from rlkd.recipe.schema import SftStage
+from rlkd.records import Prompt
 from rlkd.trainer.context import Run
 from rlkd.trainer.sampling import derive_seed
 
@@ -68,10 +69,11 @@ def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[
         if prompt.example.solution is None:
             continue
         completion = run.builder.completion_ids(prompt.example, prompt)
-        if len(prompt.token_ids) + len(completion) > stage.max_length:
-            long += 1
-        else:
-            pairs.append((list(prompt.token_ids), list(completion)))
+        for ids in _contexts(prompt, stage):
+            if len(ids) + len(completion) > stage.max_length:
+                long += 1
+            else:
+                pairs.append((list(ids), list(completion)))
     if long:
         run.console.note(
             f"{stage.name}: {long} of {long + len(pairs)} solutions exceed max_length {stage.max_length}, left out"
@@ -79,6 +81,12 @@ def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[
     if not pairs:
         raise RecipeError(f"stages.{stage.name}.max_length: {stage.max_length} leaves none of {long} solutions")
     return pairs
+
+
+def _contexts(prompt: Prompt, stage: SftStage) -> list[tuple[int, ...]]:
+    """A model that starts from nothing has to learn to use privileged text before it can teach with it."""
+    bare, taught = [prompt.token_ids], [prompt.teacher_ids]
+    return {"bare": bare, "privileged": taught, "both": bare + taught}[stage.contexts]
 
 
 def _follow(run: Run, stage: SftStage, calls: list[Pending], progress: Path) -> dict[str, Any]:
