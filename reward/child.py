@@ -52,6 +52,9 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def await_ready(self) -> None:
         """Wait until the verifier is built in there. Raises: VerifierError when it cannot be."""
         if self._ready:

@@ -25,7 +25,7 @@ from rlkd.errors import VerifierError
 log = logging.getLogger("reward")
 
 MAX_CHUNK = 32  # answers per round trip; each still has its own clock
-STARVED = 0.25  # below this share of CPU time a timeout is the machine's fault, not the answer's
+STARVED = 0.5  # below this share of CPU time a timeout is the machine's fault, not the answer's
 
 
 @dataclass
@@ -192,19 +192,21 @@ class VerifierPool:
         return jobs
 
     def _take_child(self) -> Child:
+        """The warm spare if it lives, else a new worker; and a new spare in its place."""
         with self._spare_lock:
             child, self._spare = self._spare, None
-        if child is None:
-            child = Child(self.spec, self.memory_limit_mb)
+        ready = child if child is not None and _is_ready(child) else None
+        if ready is None:
+            ready = Child(self.spec, self.memory_limit_mb)
         with self._spare_lock:
             if self._spare is None and not self._closed:
                 self._spare = Child(self.spec, self.memory_limit_mb)
         try:
-            child.await_ready()
+            ready.await_ready()
         except VerifierError:
-            child.kill()
+            ready.kill()
             raise
-        return child
+        return ready
 
     def _run(self, child: Child, pending: deque[_Job]) -> None:
         """Judge all of ``pending`` in one round trip; on a fault the head is settled and the rest stays."""
@@ -241,3 +243,16 @@ class VerifierPool:
                 log.warning("verifier %s: %s", self.spec, alarm)
         with contextlib.suppress(Exception):  # the caller may have cancelled it
             job.future.set_result(verdict)
+
+
+def _is_ready(child: Child) -> bool:
+    """Whether a spare came up and is still there; one that did not is put away."""
+    try:
+        child.await_ready()
+    except VerifierError:
+        child.kill()
+        return False
+    if not child.alive():
+        child.kill()
+        return False
+    return True

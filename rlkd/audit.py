@@ -65,6 +65,13 @@ class AuditReport:
         return {**asdict(self), "wrong": self.wrong, "totals": totals}
 
 
+def audit_verifier(name: str, cases: str | Path, *, as_json: bool = False, stream: TextIO | None = None) -> AuditReport:
+    """``rlkd audit-verifier NAME --cases FILE.jsonl [--json]``: judge the file's rows and print what was found."""
+    report = audit_cases(name, read_cases(cases))
+    print_report(report, as_json=as_json, stream=stream)
+    return report
+
+
 def read_cases(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a JSON Lines file. ``completion_gen`` and ``gold_gen`` (expressions for long inputs) are expanded."""
     rows = []

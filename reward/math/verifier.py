@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from reward.math.compare import equivalent
 from reward.math.extract import Extracted, extract
@@ -154,8 +153,3 @@ def _has_value(node: Node) -> bool:
         except UndefinedError:
             return False
     return all(_has_value(arg) for arg in node.args if arg.op not in SCALARS)
-
-
-def gold_of(example: Any) -> str:
-    """The cleaned gold, for reports."""
-    return gold_text(example.get("answer"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlkd.audit import audit_cases, print_report, read_cases
+from rlkd.audit import audit_cases, audit_verifier, print_report, read_cases
 from rlkd.errors import VerifierError
 
 ROWS: list[dict[str, Any]] = [
@@ -78,6 +78,13 @@ def test_printed_both_ways() -> None:
     parsed = json.loads(blob.getvalue())
     assert parsed["wrong"] == ["c", "b"]
     assert parsed["kinds"]["x"]["cases"] == 3
+
+
+def test_from_a_file_in_one_call(tmp_path: Path) -> None:
+    path, printed = tmp_path / "cases.jsonl", io.StringIO()
+    path.write_text("\n".join(json.dumps(row) for row in ROWS))
+    report = audit_verifier("math", path, as_json=True, stream=printed)
+    assert json.loads(printed.getvalue())["cases"] == len(ROWS) == report.cases
 
 
 def write(folder: Path, **row: Any) -> Path:

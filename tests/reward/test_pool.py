@@ -63,8 +63,9 @@ def test_starved_worker_is_an_abstention_not_a_zero(pool: VerifierPool) -> None:
     assert pool.stats.abstained == 1
 
 
-def test_memory_limit(pool: VerifierPool) -> None:
-    over, under = pool.verify_batch([("alloc 2000", {}), ("alloc 100", {})])
+def test_memory_limit() -> None:
+    with VerifierPool(SPEC, workers=1, time_limit_s=30.0, memory_limit_mb=512) as patient:
+        over, under = patient.verify_batch([("alloc 2000", {}), ("alloc 100", {})])
     assert (over.score, over.reason) == (0.0, "memory")
     assert under.score == 1.0
 
@@ -95,9 +96,9 @@ def test_print_in_a_verifier_does_not_break_the_protocol(pool: VerifierPool) -> 
     assert [verdict.score for verdict in pool.verify_batch([("print hello", {}), ("a", {})])] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(("cpu_s", "score"), [(7.9, 0.0), (2.1, 0.0), (1.9, None), (0.0, None)])
+@pytest.mark.parametrize(("cpu_s", "score"), [(7.9, 0.0), (4.1, 0.0), (3.9, None), (0.0, None)])
 def test_timeout_is_the_answers_fault_only_if_it_burnt_the_time(cpu_s: float, score: float | None) -> None:
-    """A quarter of the limit of 8 s is the border."""
+    """Half of the limit of 8 s is the border."""
     with VerifierPool("exact", workers=1, time_limit_s=8.0) as pool:
         verdict = pool._timed_out(cpu_s, _Job("completion", "", {}))
         gold = pool._timed_out(cpu_s, _Job("gold", "", {}))
@@ -116,6 +117,22 @@ def test_replacement_takes_less_than_a_second() -> None:
             assert [verdict.reason for verdict in verdicts] == ["timeout", "right"]
             taken.append(time.monotonic() - started - 1.0)
     assert min(taken) < 1.0, taken  # the best of three: the machine may be busy with other tests
+
+
+def test_dead_spare_is_not_handed_out() -> None:
+    """Everything but the pool itself may be killed from outside, the idle spare too."""
+    with VerifierPool(SPEC, workers=1, time_limit_s=1.0) as single:
+        single.verify_batch([("warm", {})])
+        for child in workers():
+            child.kill()
+        assert [verdict.score for verdict in single.verify_batch([("a", {}), ("b", {})])] == [1.0, 1.0]
+
+
+def test_example_that_cannot_travel_is_an_abstention(pool: VerifierPool) -> None:
+    """A lambda has no pickle; its neighbours are judged all the same."""
+    strange, plain = pool.verify_batch([("a", {"odd": lambda: 0}), ("b", {})])
+    assert strange.abstained
+    assert plain.score == 1.0
 
 
 def test_limit_starts_with_the_work_not_with_the_queue() -> None:
