@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 320.0, 120.0
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 8.0, 18.0
+LEFT, RIGHT, TOP, BOTTOM = 50.0, 8.0, 8.0, 18.0
 Points = Sequence[tuple[float, float]]
 
 
@@ -44,7 +44,7 @@ def draw_curve(curve: Curve) -> str:
     values = [math.log10(y) if curve.log else y for _, y in points]
     low, high = min(values), max(values)
     if high == low:
-        low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
+        low, high = low - (abs(low) * 0.1), high + (abs(high) * 0.1 or 1.0)
     xs = Axis(points[0][0], points[-1][0], LEFT, WIDTH - RIGHT)
     ys = Axis(low, high, HEIGHT - BOTTOM, TOP)
     pixels = [(xs(x), ys(value)) for (x, _), value in zip(points, values, strict=True)]
@@ -70,7 +70,7 @@ def draw_shares(title: str, steps: Sequence[float], parts: dict[str, Sequence[fl
     width = (WIDTH - LEFT - RIGHT) / len(steps)
     ys = Axis(0.0, max(totals) or 1.0, HEIGHT - BOTTOM, TOP)
     base, body = [0.0] * len(steps), ""
-    gap = min(1.0, width * 0.15)
+    gap = min(1.0, width * 0.15) if width > 4 else 0.0
     for kind, values in enumerate(parts.values()):
         for index, value in enumerate(values):
             top, bottom = ys(base[index] + value), ys(base[index])
@@ -91,12 +91,12 @@ def draw_shares(title: str, steps: Sequence[float], parts: dict[str, Sequence[fl
 
 
 def number(value: float) -> str:
-    """Short and honest: four significant digits, thousands with separators."""
+    """Short: two or three significant digits, whole thousands with separators."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    if abs(value) >= 10000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.1f}"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _labels(ends: Sequence[float], first: float, last: float) -> str:

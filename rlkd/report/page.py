@@ -119,7 +119,7 @@ def _interval(figures: Row) -> str:
     low, high = (200 * bound for bound in figures["ci95"])
     at = 200 * figures["pass@1"]
     return (
-        '<svg class="interval" viewBox="0 0 200 14" aria-hidden="true">'
+        '<svg class="interval" viewBox="-6 0 212 14" aria-hidden="true">'
         '<line class="axis" x1="0" x2="200" y1="7" y2="7"/>'
         f'<line class="span" x1="{low:.1f}" x2="{max(high, low + 1):.1f}" y1="7" y2="7"/>'
         f'<circle cx="{at:.1f}" cy="7" r="4"/></svg>'

@@ -1,0 +1,125 @@
+"""Every way to start a recipe is the same job, with the real launchers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECIPE = "recipes/kdrl.yaml"
+BIN = Path(sys.executable).parent
+WAYS = {
+    "accelerate": ["accelerate", "launch", RECIPE],
+    "accelerate_module": ["accelerate", "launch", "-m", "rlkd", RECIPE],
+    "accelerate_config": ["accelerate", "launch", "--config_file", "launch/cpu.yaml", RECIPE],
+    "file": [f"./{RECIPE}"],
+    "python": ["python", RECIPE],
+    "module": ["python", "-m", "rlkd", RECIPE],
+    "command": ["rlkd", "train", RECIPE],
+}
+
+
+def start(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run as a user would: this environment's programs first on PATH, no launcher's variables around."""
+    foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+    kept = {k: v for k, v in os.environ.items() if k not in foreign and not k.startswith("ACCELERATE_")}
+    environment = {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def described() -> str:
+    """The job as the library resolves it."""
+    done = start(
+        "python", "-c", "from rlkd.arithmetic import describe; from rlkd.launch import Launch; import rlkd;"
+        f"print(describe(Launch().resolve(rlkd.load_recipe('{RECIPE}', ['optim.lr=2e-6']))))",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "lr 2e-06" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_start_is_the_same_job(way: str, described: str) -> None:
+    done = start(*WAYS[way], "optim.lr=2e-6", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == described
+
+
+def test_torchrun_starts_one_driver(described: str) -> None:
+    done = start("torchrun", "--nproc_per_node", "2", RECIPE, "optim.lr=2e-6", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("one RL step") == 1, "two ranks, one driver"
+    assert "2 learner rank(s): fp32, ZeRO stage 0" in done.stdout
+    assert "1 learner rank(s)" in described
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--cpu", "--num_processes", "2"), "2 learner rank(s): fp32, ZeRO stage 0"),
+        (("--cpu", "--mixed_precision", "bf16"), "1 learner rank(s): bf16, ZeRO stage 0"),
+        (
+            ("--use_deepspeed", "--zero_stage", "2", "--num_processes", "2", "--mixed_precision", "bf16"),
+            "2 learner rank(s): bf16, ZeRO stage 2",
+        ),
+    ],
+)
+def test_accelerates_flags_become_the_learner(flags: tuple[str, ...], expected: str) -> None:
+    done = start("accelerate", "launch", *flags, RECIPE, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(expected) == 1
+
+
+def test_launcher_against_recipe_names_both() -> None:
+    done = start(
+        "accelerate", "launch", "--cpu", "--mixed_precision", "bf16", RECIPE, "learner.precision=fp32", "--dry-run"
+    )
+    assert done.returncode != 0
+    assert "--mixed_precision bf16" in done.stderr
+    assert "learner.precision: fp32" in done.stderr
+    assert "one RL step" not in done.stdout
+
+
+def test_machines_that_accelerate_would_not_number_are_refused() -> None:
+    """Without several GPUs each machine would take itself for the first and train alone."""
+    flags = (
+        "--num_machines",
+        "2",
+        "--machine_rank",
+        "1",
+        "--main_process_ip",
+        "127.0.0.1",
+        "--main_process_port",
+        "29511",
+    )
+    done = start("accelerate", "launch", "--cpu", "--num_processes", "2", *flags, RECIPE, "--dry-run")
+    assert done.returncode != 0
+    assert "--num_machines 2" in done.stderr
+    assert "torchrun --nnodes" in done.stderr
+
+
+@pytest.mark.parametrize("way", ["python", "command"])
+def test_unknown_key_is_exit_2_and_names_the_nearest(way: str) -> None:
+    done = start(*WAYS[way], "optim.learning_rte=1e-6", "--dry-run")
+    assert done.returncode == 2
+    assert "optim.learning_rte" in done.stderr
+    assert "unknown key" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_recipe_is_exit_2(tmp_path: Path) -> None:
+    done = start("rlkd", "train", str(tmp_path / "no.yaml"), "--dry-run")
+    assert done.returncode == 2
+    assert "no.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    done = start("rlkd", "train", str(ROOT / RECIPE), "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
