@@ -106,7 +106,14 @@ METHODS: dict[str, Method] = {
         "OPSD, Self-Distilled Reasoner",
         "2601.18734",
         "forward KL of the privileged self-teacher (frozen, EMA or live) at the student's tokens, every entry capped",
-        ("divergence", "chunked_divergence", "jensen_shannon", "forward_kl", "additive_advantage"),
+        (
+            "divergence",
+            "chunked_divergence",
+            "chunked_divergence_loss",
+            "jensen_shannon",
+            "forward_kl",
+            "additive_advantage",
+        ),
         ("opsd",),
     ),
     "opsd_reward": Method(
@@ -141,7 +148,7 @@ METHODS: dict[str, Method] = {
         "GKD",
         "2306.13649",
         "generalised Jensen-Shannon on a fixed share of on-policy rows",
-        ("jensen_shannon", "mixed_source_weights", "forward_kl", "reverse_kl", "chunked_divergence"),
+        ("jensen_shannon", "mixed_source_weights", "forward_kl", "reverse_kl", "chunked_divergence_loss"),
         ("gkd",),
     ),
     "minillm": Method(

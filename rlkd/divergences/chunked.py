@@ -10,10 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlkd.divergences.summands import DIVERGENCES, Kind, resolve
+from rlkd.divergences.kernels import ChunkResult, Setting, chunk_divergence
+from rlkd.divergences.summands import Kind, resolve
 from rlkd.divergences.vocabulary import DivergenceOutput
 from rlkd.errors import NumericsError
 from rlkd.tensors.chunked import HeadGradient, check_temperature, checked_chunk_size, chunk_logits
+
+BUFFERS = 2  # two models' logits share the budget of one
+MIN_ROWS = 64  # below that, reading the head costs more than the products
 
 
 def chunked_divergence(
@@ -41,7 +45,7 @@ def chunked_divergence(
         teacher_hidden, teacher_head_weight, teacher_head_bias: [N, E], [W, E], [W]; the width may differ. No gradient.
         vocabulary_size: entries that both models share, counted from 0 (heads are often padded to different sizes);
             the rest is left out of both distributions. Needed when V and W differ.
-        chunk_size: positions at a time; default: 64 MiB of float32 logits a model.
+        chunk_size: positions at a time; default: 32 MiB of float32 logits a model, and at least 64 positions.
 
     Returns: DivergenceOutput of [N], float32 (float64 for float64 input).
     Gradient: exact, recomputed by chunks in the backward pass; positions whose incoming gradient is zero (masked) are
@@ -51,34 +55,98 @@ def chunked_divergence(
     Tested: test_chunked_divergence_equals_plain, test_chunked_divergence_gradcheck,
         test_padded_vocabularies_are_left_out, test_masked_positions_may_hold_nan
     """
-    setting = _Setting(*resolve(kind, mixture_weight, clip), temperature)
-    check_temperature(temperature)
-    size = checked_chunk_size(hidden, head_weight, head_bias, chunk_size)
-    checked_chunk_size(teacher_hidden, teacher_head_weight, teacher_head_bias, chunk_size)
-    if hidden.shape[0] != teacher_hidden.shape[0]:
-        raise NumericsError(
-            f"hidden has {hidden.shape[0]} positions but teacher_hidden {teacher_hidden.shape[0]}; must be the same"
-        )
-    shared = _shared_vocabulary(head_weight.shape[0], teacher_head_weight.shape[0], vocabulary_size)
-    # outside autograd's sight: the teacher is data, never trained; its head is kept as given, never copied (ZeRO-3)
-    teacher = _Teacher(teacher_hidden.detach(), teacher_head_weight, teacher_head_bias)
+    heads = (hidden, head_weight, head_bias, teacher_hidden, teacher_head_weight, teacher_head_bias)
+    teacher, shared, size = _checked_heads(*heads, vocabulary_size, chunk_size)
+    setting = _setting(kind, mixture_weight, clip, temperature)
     values, share = _ChunkedDivergence.apply(  # type: ignore[no-untyped-call]
         hidden, head_weight, head_bias, teacher, shared, setting, size
     )
     return DivergenceOutput(values, share)
 
 
-class _Setting(NamedTuple):
-    kind: str
-    weight: float
-    clip: float
-    temperature: float
+class DivergenceLoss(NamedTuple):
+    """Weighted sum over positions, the only part with a gradient; then, for statistics, each position's values."""
+
+    loss: Float[Tensor, ""]
+    per_token: Float[Tensor, " N"]
+    clipped_share: Float[Tensor, " N"]
+
+
+def chunked_divergence_loss(
+    *,
+    kind: Kind,
+    hidden: Float[Tensor, "N D"],
+    head_weight: Float[Tensor, "V D"],
+    teacher_hidden: Float[Tensor, "N E"],
+    teacher_head_weight: Float[Tensor, "W E"],
+    loss_weights: Float[Tensor, " N"],
+    head_bias: Float[Tensor, " V"] | None = None,
+    teacher_head_bias: Float[Tensor, " W"] | None = None,
+    vocabulary_size: int | None = None,
+    mixture_weight: float | None = None,
+    clip: float = math.inf,
+    temperature: float = 1.0,
+    chunk_size: int | None = None,
+) -> DivergenceLoss:
+    """Weighted sum of ``chunked_divergence`` with its gradient taken on the way: one pass, no product computed twice.
+
+        loss = sum_n loss_weights_n * divergence_n
+
+    Args:
+        loss_weights: [N] weight of each position, e.g. coefficient / global denominator where it is trained and 0
+            elsewhere. Positions of weight 0 are not computed at all, so that NaN in them is harmless. No gradient.
+        Everything else: as in chunked_divergence.
+
+    Returns: DivergenceLoss; per_token and clipped_share are 0 at positions of weight 0.
+    Gradient: exact, of ``loss`` only. The head's gradient is held from here to the backward pass.
+    Raises: NumericsError for shapes, dtypes, vocabularies, settings or weights (not finite) that don't fit.
+    Source: as ``divergence``; one pass as in Liger-Kernel's fused linear losses, for any reduction.
+    Tested: test_one_pass_loss_equals_two_passes, test_positions_without_weight_may_hold_nan
+    """
+    heads = (hidden, head_weight, head_bias, teacher_hidden, teacher_head_weight, teacher_head_bias)
+    teacher, shared, size = _checked_heads(*heads, vocabulary_size, chunk_size)
+    setting = _setting(kind, mixture_weight, clip, temperature)
+    if loss_weights.shape != hidden.shape[:1] or not bool(loss_weights.isfinite().all()):
+        raise NumericsError(f"loss_weights is {list(loss_weights.shape)}, but must be finite and [{hidden.shape[0]}]")
+    loss, values, share = _ChunkedDivergenceLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, head_weight, head_bias, teacher, shared, setting, size, loss_weights.detach()
+    )
+    return DivergenceLoss(loss, values, share)
 
 
 class _Teacher(NamedTuple):
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
+
+
+def _setting(kind: str, mixture_weight: float | None, clip: float, temperature: float) -> Setting:
+    check_temperature(temperature)
+    return Setting(*resolve(kind, mixture_weight, clip), temperature)
+
+
+def _checked_heads(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+    vocabulary_size: int | None,
+    chunk_size: int | None,
+) -> tuple[_Teacher, int, int]:
+    """The teacher's side, the number of shared entries and the positions at a time."""
+    size = checked_chunk_size(hidden, weight, bias, chunk_size)
+    checked_chunk_size(teacher_hidden, teacher_weight, teacher_bias, chunk_size)
+    if hidden.shape[0] != teacher_hidden.shape[0]:
+        raise NumericsError(
+            f"hidden has {hidden.shape[0]} positions but teacher_hidden {teacher_hidden.shape[0]}; must be the same"
+        )
+    shared = _shared_vocabulary(weight.shape[0], teacher_weight.shape[0], vocabulary_size)
+    if chunk_size is None:
+        size = max(MIN_ROWS, size // BUFFERS)
+    # outside autograd's sight: the teacher is data, never trained; its head is kept as given, never copied (ZeRO-3)
+    return _Teacher(teacher_hidden.detach(), teacher_weight, teacher_bias), shared, size
 
 
 def _shared_vocabulary(policy: int, teacher: int, given: int | None) -> int:
@@ -92,15 +160,25 @@ def _shared_vocabulary(policy: int, teacher: int, given: int | None) -> int:
     return policy if given is None else given
 
 
-def _log_normalise(logits: Tensor) -> Tensor:
-    """log_softmax of a chunk, written into the chunk."""
-    largest = logits.amax(1, keepdim=True)
-    logits -= largest
-    return logits.sub_(logits.exp().sum(1, keepdim=True).log_())
+class _Heads(NamedTuple):
+    """Both models' hidden states and heads, and the entries that they share."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    teacher: _Teacher
+    shared: int
+
+    def compute(self, rows: slice | Tensor, setting: Setting, *, with_gradient: bool) -> ChunkResult:
+        """The divergence of some positions."""
+        policy = _logits(self.hidden[rows], self.weight, self.bias, self.shared, setting)
+        teacher = _logits(self.teacher.hidden[rows], self.teacher.weight, self.teacher.bias, self.shared, setting)
+        is_finite = self.bias is None and self.teacher.bias is None
+        return chunk_divergence(policy, teacher, setting, is_finite=is_finite, with_gradient=with_gradient)
 
 
-def _chunk(hidden: Tensor, weight: Tensor, bias: Tensor | None, shared: int, temperature: float) -> Tensor:
-    return chunk_logits(hidden, weight[:shared], None if bias is None else bias[:shared], temperature)
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, shared: int, setting: Setting) -> Tensor:
+    return chunk_logits(hidden, weight[:shared], None if bias is None else bias[:shared], setting.temperature)
 
 
 class _ChunkedDivergence(torch.autograd.Function):
@@ -112,26 +190,21 @@ class _ChunkedDivergence(torch.autograd.Function):
         bias: Tensor | None,
         teacher: _Teacher,
         shared: int,
-        setting: _Setting,
+        setting: Setting,
         size: int,
     ) -> tuple[Tensor, Tensor]:
+        heads = _Heads(hidden, weight, bias, teacher, shared)
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         values = torch.empty(hidden.shape[0], dtype=precise, device=hidden.device)
         share = torch.zeros_like(values)
-        summand = DIVERGENCES[setting.kind].summand
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], size):
                 rows = slice(start, start + size)
-                ls = _log_normalise(_chunk(hidden[rows], weight, bias, shared, setting.temperature))
-                lt = _log_normalise(
-                    _chunk(teacher.hidden[rows], teacher.weight, teacher.bias, shared, setting.temperature)
-                )
-                summands = summand(ls, lt, setting.weight)
-                if setting.clip < math.inf:
-                    share[rows] = (lt.exp() * (summands > setting.clip)).sum(1)
-                    summands.clamp_(max=setting.clip)
-                values[rows] = summands.sum(1)
-        ctx.save_for_backward(hidden, weight, bias, teacher.hidden, teacher.weight, teacher.bias)
+                chunk = heads.compute(rows, setting, with_gradient=False)
+                values[rows] = chunk.values
+                if chunk.share is not None:
+                    share[rows] = chunk.share
+        ctx.save_for_backward(hidden, weight, bias, *teacher)
         ctx.shared, ctx.setting, ctx.size = shared, setting, size
         ctx.mark_non_differentiable(share)
         return values, share
@@ -140,17 +213,52 @@ class _ChunkedDivergence(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor, _share: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, *teacher = ctx.saved_tensors
-        setting, shared = ctx.setting, ctx.shared
-        head = HeadGradient(hidden, weight, bias, ctx.needs_input_grad[:3])
+        heads = _Heads(hidden, weight, bias, _Teacher(*teacher), ctx.shared)
+        sums = HeadGradient(hidden, weight, bias, ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in gradient.nonzero().squeeze(1).split(ctx.size):
-                inputs = hidden[rows]
-                ls = _log_normalise(_chunk(inputs, weight, bias, shared, setting.temperature))
-                lt = _log_normalise(_chunk(teacher[0][rows], teacher[1], teacher[2], shared, setting.temperature))
-                slope = DIVERGENCES[setting.kind].slope(ls, lt, setting.weight)
-                if setting.clip < math.inf:
-                    slope.masked_fill_(DIVERGENCES[setting.kind].summand(ls, lt, setting.weight) > setting.clip, 0.0)
-                slope -= ls.exp_() * slope.sum(1, keepdim=True)
-                slope *= gradient[rows, None] / setting.temperature
-                head.add(rows, inputs, slope)
-        return *head.result(), None, None, None, None
+                slope = heads.compute(rows, ctx.setting, with_gradient=True).gradient
+                slope *= gradient[rows, None] / ctx.setting.temperature
+                sums.add(rows, hidden[rows], slope)
+        return *sums.result(), None, None, None, None
+
+
+class _ChunkedDivergenceLoss(torch.autograd.Function):
+    """Loss and gradient in one pass over the vocabulary: no product is computed twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        teacher: _Teacher,
+        shared: int,
+        setting: Setting,
+        size: int,
+        loss_weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        heads = _Heads(hidden, weight, bias, teacher, shared)
+        needs = ctx.needs_input_grad[:3]
+        sums = HeadGradient(hidden, weight, bias, needs)
+        precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        values = torch.zeros(hidden.shape[0], dtype=precise, device=hidden.device)
+        share, weights = torch.zeros_like(values), loss_weights.to(precise)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in weights.nonzero().squeeze(1).split(size):
+                chunk = heads.compute(rows, setting, with_gradient=any(needs))
+                values[rows] = chunk.values
+                if chunk.share is not None:
+                    share[rows] = chunk.share
+                if chunk.gradient is not None:
+                    chunk.gradient.mul_(weights[rows, None] / setting.temperature)
+                    sums.add(rows, hidden[rows], chunk.gradient)
+        ctx.save_for_backward(*sums.result())
+        ctx.mark_non_differentiable(values, share)
+        return (weights * values).sum(), values, share
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        sums = [None if part is None else part * gradient.to(part.dtype) for part in ctx.saved_tensors]
+        return *sums, None, None, None, None, None

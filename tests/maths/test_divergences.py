@@ -17,6 +17,7 @@ from rlkd.divergences import (
     bucketed,
     chunked_bucketed,
     chunked_divergence,
+    chunked_divergence_loss,
     chunked_top_support,
     complete,
     divergence,
@@ -403,6 +404,39 @@ def test_chunked_divergence_gradcheck(kind: Any, weight: float | None) -> None:
     assert torch.autograd.gradcheck(function, given)
 
 
+@pytest.mark.parametrize(("kind", "weight"), SETTINGS)
+@pytest.mark.parametrize("clip", [math.inf, 0.05])
+@pytest.mark.parametrize("chunk_size", [2, None])
+def test_one_pass_loss_equals_two_passes(kind: Any, weight: float | None, clip: float, chunk_size: int | None) -> None:
+    inputs = heads() | {"head_bias": logits(5, 9).requires_grad_()}
+    trained = [inputs["hidden"].requires_grad_(), inputs["head_weight"].requires_grad_(), inputs["head_bias"]]
+    setting: dict[str, Any] = {"kind": kind, "mixture_weight": weight, "clip": clip, "temperature": 1.3}
+    weights = torch.tensor([0.5, 0.0, 2.0, -1.0, 0.1, 0.0, 1.0], dtype=torch.float64)
+    one = chunked_divergence_loss(**inputs, **setting, loss_weights=weights, chunk_size=chunk_size)
+    two = chunked_divergence(**inputs, **setting)
+    prove(FAMILY, f"one pass, {kind}", one.loss[None], (weights * two.per_token).sum()[None], 1e-12)
+    prove(FAMILY, f"one pass, {kind}, values", one.per_token, two.per_token.where(weights != 0, 0.0), 1e-12)
+    torch.testing.assert_close(one.clipped_share, two.clipped_share.where(weights != 0, 0.0), rtol=0, atol=1e-14)
+    assert not one.per_token.requires_grad
+    got = torch.autograd.grad(3 * one.loss, trained)
+    want = torch.autograd.grad(3 * (weights * two.per_token).sum(), trained)
+    for name, first, second in zip(("hidden", "head", "bias"), got, want, strict=True):
+        prove(FAMILY, f"one pass, {kind}, d {name}", first, second, 1e-12)
+
+
+def test_positions_without_weight_may_hold_nan() -> None:
+    inputs = heads()
+    inputs["hidden"][3] = math.nan
+    inputs["teacher_hidden"][3] = math.inf
+    trained = [inputs["hidden"].requires_grad_(), inputs["head_weight"].requires_grad_()]
+    weights = (torch.arange(7) != 3).double()
+    output = chunked_divergence_loss(kind="reverse_kl", **inputs, loss_weights=weights, chunk_size=3)
+    assert output.loss.isfinite()
+    for gradient in torch.autograd.grad(output.loss, trained):
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() > 0
+
+
 def test_padded_vocabularies_are_left_out() -> None:
     """Heads padded to 9 and 8 rows that share 6 tokens: as if the padding were not there; its gradient is zero."""
     inputs = heads()
@@ -511,6 +545,9 @@ def test_bad_chunked_input_is_refused() -> None:
         chunked_divergence(**(inputs | {"teacher_head_weight": logits(0, 8, 3)}))
     with pytest.raises(NumericsError, match=r"must be in \[1, 9\]"):
         chunked_divergence(**inputs, vocabulary_size=10)
+    for weights in (torch.zeros(6), torch.full((7,), math.nan)):
+        with pytest.raises(NumericsError, match="loss_weights"):
+            chunked_divergence_loss(**inputs, loss_weights=weights)
     with pytest.raises(NumericsError, match="positions"):
         chunked_divergence(**(inputs | {"teacher_hidden": logits(0, 6, 3)}))
     with pytest.raises(NumericsError, match="hidden"):

@@ -8,6 +8,7 @@ SUM = "divergences.summands"
 VOC = "divergences.vocabulary"
 SUP = "divergences.support"
 CHU = "divergences.chunked"
+KER = "divergences.kernels"
 MUTANTS = [
     Mutant(f"{SUM}:_forward", "weigh(lt, lt - ls)", "weigh(ls, ls - lt)", "KL direction"),
     Mutant(f"{SUM}:_reverse", "weigh(ls, ls - lt)", "weigh(lt, lt - ls)", "KL direction"),
@@ -63,23 +64,37 @@ MUTANTS = [
     Mutant(f"{SUP}:complete", ".clamp(min=tail_floor)", "", "empty tail is -inf"),
     Mutant(f"{SUP}:complete", "1 + 1e-3", "1e9", "unnormalised accepted"),
     Mutant(f"{SUP}:_ChunkedBucketed.backward", "/ ctx.temperature", "", "temperature forgotten in backward"),
-    Mutant(f"{CHU}:_ChunkedDivergence.backward", "/ setting.temperature", "", "temperature forgotten in backward"),
-    Mutant(
-        f"{CHU}:_ChunkedDivergence.backward",
-        "slope -= ls.exp_() * slope.sum(1, keepdim=True)",
-        "pass",
-        "softmax forgotten",
-    ),
-    Mutant(
-        f"{CHU}:_ChunkedDivergence.backward", "if setting.clip < math.inf", "if False", "clip forgotten in backward"
-    ),
-    Mutant(f"{CHU}:_ChunkedDivergence.forward", "if setting.clip < math.inf", "if False", "clip forgotten"),
+    Mutant(f"{CHU}:_ChunkedDivergence.backward", "/ ctx.setting.temperature", "", "temperature forgotten in backward"),
     Mutant(
         f"{CHU}:_ChunkedDivergence.backward",
         "gradient.nonzero().squeeze(1)",
         "torch.arange(len(gradient))",
         "masked rows touched",
     ),
-    Mutant(f"{CHU}:_chunk", "weight[:shared]", "weight", "padding rows in the distribution"),
+    Mutant(f"{CHU}:_ChunkedDivergenceLoss.forward", "/ setting.temperature", "", "temperature forgotten in one pass"),
+    Mutant(
+        f"{CHU}:_ChunkedDivergenceLoss.forward", "mul_(weights[rows, None] /", "div_(", "weights forgotten in one pass"
+    ),
+    Mutant(
+        f"{CHU}:_ChunkedDivergenceLoss.forward",
+        "weights.nonzero().squeeze(1)",
+        "torch.arange(len(weights))",
+        "positions without weight computed",
+    ),
+    Mutant(
+        f"{CHU}:_ChunkedDivergenceLoss.backward", "part * gradient.to(part.dtype)", "part", "incoming gradient ignored"
+    ),
+    Mutant(f"{CHU}:_logits", "weight[:shared]", "weight", "padding rows in the distribution"),
     Mutant(f"{CHU}:_shared_vocabulary", "policy if given is None else given", "policy", "vocabulary_size ignored"),
+    Mutant(f"{KER}:_forward_kl", "gap = lt - ls", "gap = ls - lt", "sign in the fast kernel"),
+    Mutant(f"{KER}:_forward_kl", ".sub_(p_teacher)", "", "teacher forgotten in the fast gradient"),
+    Mutant(f"{KER}:_reverse_kl", ".sub_(values[:, None])", "", "softmax forgotten in the fast gradient"),
+    Mutant(f"{KER}:_jensen_shannon", "lt + math.log(beta), ls", "ls + math.log(beta), lt", "fast mixture swapped"),
+    Mutant(f"{KER}:_jensen_shannon", ".mul_(1 - beta)", "", "weight forgotten in the fast gradient"),
+    Mutant(f"{KER}:_any", "slope.masked_fill_(cut, 0.0)", "pass", "clip forgotten in the gradient"),
+    Mutant(f"{KER}:_any", "summands.clamp_(max=setting.clip)", "pass", "clip forgotten"),
+    Mutant(f"{KER}:_any", "slope -= ls.exp_() * slope.sum(1, keepdim=True)", "pass", "softmax forgotten"),
+    Mutant(
+        f"{KER}:chunk_divergence", "is_finite and setting.clip == math.inf", "True", "fast kernel where it doesn't hold"
+    ),
 ]
