@@ -82,8 +82,8 @@ def compare(
             found = _by_heads(comparison, chosen, head, temperature)
         else:
             found = _by_buckets(comparison, chosen, head, temperature)
-        values = values.index_add(0, comparison.positions, found.per_token)
-        share = share.index_add(0, comparison.positions, found.clipped_share)
+        values = values.index_add(0, comparison.positions, found.per_token.to(precise))
+        share = share.index_add(0, comparison.positions, found.clipped_share.to(precise))
     return DivergenceOutput(values, share)
 
 

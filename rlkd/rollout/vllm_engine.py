@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlkd.errors import RolloutError
+from rlkd.records import TopK
 
 # Prompt log-probs materialise [tokens, V] in float32, which vLLM does not count when it plans memory.
 SCORE_BYTES = 512 * 2**20
@@ -101,17 +102,33 @@ class VllmEngine:
         Args:
             sequences: (prompt_ids, completion_ids) pairs.
         """
+        return [
+            [entry[token].logprob for entry, token in zip(entries, completion, strict=True)]
+            for completion, entries in self._prompt_logprobs(sequences, 0)
+        ]
+
+    def top_k(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, k: int) -> list[TopK]:
+        """The k most likely entries before each completion token (nats, temperature 1)."""
+        views = []
+        for _, entries in self._prompt_logprobs(sequences, k):
+            # by rank: the completion's own token stands in an entry too, whatever its rank
+            best = [sorted(entry.items(), key=lambda item: item[1].rank)[:k] for entry in entries]
+            ids = tuple(tuple(token for token, _ in line) for line in best)
+            views.append(TopK(ids, tuple(tuple(value.logprob for _, value in line) for line in best)))
+        return views
+
+    def _prompt_logprobs(
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], count: int
+    ) -> Iterator[tuple[Sequence[int], Any]]:
+        """(completion_ids, vLLM's entry per completion token) of each pair, in order."""
         from vllm import SamplingParams
 
-        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=1.0, detokenize=False)
-        scores: list[list[float]] = []
+        parameters = SamplingParams(max_tokens=1, prompt_logprobs=count, temperature=1.0, detokenize=False)
         for batch in self._score_batches(sequences):
             prompts = [{"prompt_token_ids": [*prompt, *completion]} for prompt, completion in batch]
             outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
             for (prompt, completion), output in zip(batch, outputs, strict=True):
-                entries = output.prompt_logprobs[len(prompt) :]
-                scores.append([entry[token].logprob for entry, token in zip(entries, completion, strict=True)])
-        return scores
+                yield completion, output.prompt_logprobs[len(prompt) :]
 
     def _score_batches(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]

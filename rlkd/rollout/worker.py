@@ -8,6 +8,7 @@ from typing import Any
 
 from rlkd.errors import RolloutError
 from rlkd.learner.weights import checksum
+from rlkd.records import TopK
 from rlkd.rollout.vllm_engine import EngineSettings, Request, Sample, VllmEngine
 
 
@@ -30,6 +31,10 @@ class RolloutWorker:
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Log-probabilities (nats, temperature 1) of completions."""
         return self.engine.score(sequences)
+
+    def top_k(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, k: int) -> list[TopK]:
+        """The k most likely entries before each completion token, with their log-probs."""
+        return self.engine.top_k(sequences, k=k)
 
     def load_weights(
         self,

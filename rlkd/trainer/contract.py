@@ -54,6 +54,14 @@ def check_teacher_tokenizer(policy: Path, teacher: Path) -> None:
     from rlkd.models import load_tokenizer
 
     mine, theirs = load_tokenizer(policy), load_tokenizer(teacher)
+    check_same_tokens(mine, theirs)
+    sizes = [_vocab_size(folder) for folder in (policy, teacher)]
+    if min(sizes) < max(mine.get_vocab().values()) + 1:
+        raise TeacherError(f"config.vocab_size is {sizes} (policy, teacher), smaller than the tokenizer's {len(mine)}")
+
+
+def check_same_tokens(mine: Any, theirs: Any) -> None:
+    """Vocabulary, special tokens and splitting of two tokenizers. Raises: TeacherError saying which part differs."""
     if mine.get_vocab() != theirs.get_vocab():
         foreign = sorted(set(mine.get_vocab().items()) ^ set(theirs.get_vocab().items()), key=lambda item: item[1])
         raise TeacherError(
@@ -66,9 +74,6 @@ def check_teacher_tokenizer(policy: Path, teacher: Path) -> None:
     probe = "3 + 4 = 7, 1/2 and \\boxed{7}\n"
     if mine(probe)["input_ids"] != theirs(probe)["input_ids"]:
         raise TeacherError("teacher.model: same vocabulary, but it splits text differently (merges or normaliser)")
-    sizes = [_vocab_size(folder) for folder in (policy, teacher)]
-    if min(sizes) < max(mine.get_vocab().values()) + 1:
-        raise TeacherError(f"config.vocab_size is {sizes} (policy, teacher), smaller than the tokenizer's {len(mine)}")
 
 
 def _vocab_size(folder: Path) -> int:

@@ -22,7 +22,7 @@ from rlkd.records import Rollout, RolloutGroup, TrainRow
 from rlkd.trainer.assemble import Judged, plan_updates
 from rlkd.trainer.console import Bar
 from rlkd.trainer.context import LEARNER_WORKER, Run
-from rlkd.trainer.contract import Bounds, check_teacher_tokenizer, compare
+from rlkd.trainer.contract import Bounds, check_same_tokens, check_teacher_tokenizer, compare
 from rlkd.trainer.fleet import Fleet, Published, Sampled, Sampling, Sequences, sample, score
 from rlkd.trainer.plan import StepPlan
 from rlkd.trainer.plans import build_plan
@@ -101,6 +101,8 @@ class RlTrainer:
             if self.teacher.shares_tokens:
                 for folder in self.teacher.folders.values():
                     check_teacher_tokenizer(self.source, folder)
+                for tokenizer in self.teacher.served_tokenizers():
+                    check_same_tokens(run.tokenizer, tokenizer)
             calls += self.teacher.start(cluster.teacher_workers)
         gather(calls, cluster.start_deadline_s)
         if self.teacher is not None and self.teacher.transport == "hidden":

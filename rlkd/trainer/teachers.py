@@ -9,6 +9,7 @@ from typing import Any
 
 from rlkd.cluster import Pending
 from rlkd.errors import RecipeError, did_you_mean
+from rlkd.models import load_tokenizer
 from rlkd.recipe import Recipe
 from rlkd.recipe.privileged import ServerTeacher
 from rlkd.recipe.privileged_checks import separate_teachers
@@ -66,6 +67,11 @@ class TeacherPanel:
                 "teacher.default"
             )
         return teacher.default
+
+    def served_tokenizers(self) -> list[Any]:
+        """Tokenizers that the recipe names for teachers on servers."""
+        specs = separate_teachers(self.recipe).values()
+        return [load_tokenizer(spec.tokenizer) for spec in specs if isinstance(spec, ServerTeacher)]
 
     def start(self, count: int) -> list[Pending]:
         """Start ``count`` workers of each."""
