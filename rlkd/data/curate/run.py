@@ -31,7 +31,7 @@ TEXT_EVIDENCE_CHARS = 2_000
 
 @dataclass
 class StepReport:
-    """Counts of one step. ``seconds`` covers the parts done in this process, ``reused_parts`` were found done."""
+    """Counts of one step. ``wall_s`` and ``cpu_s`` cover the parts done here, ``reused_parts`` were found done."""
 
     name: str
     settings: dict[str, Any]
@@ -42,7 +42,8 @@ class StepReport:
     removed: Counter[str] = field(default_factory=Counter)
     parts: int = 0
     reused_parts: int = 0
-    seconds: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
 
     def add(self, counts: Mapping[str, Any]) -> None:
         for key in ("rows_in", "rows_out", "traces_in", "traces_out"):
@@ -108,7 +109,7 @@ def _run_read(
     source: str | Path | Iterable[Row], card: DataCard | None, folder: Path, chain: str, part_rows: int
 ) -> StepReport:
     report = _open_folder(folder, "read", {"card": card.name if card else None, "part_rows": part_rows}, chain)
-    started = time.monotonic()
+    started = time.monotonic(), time.process_time()
     numbered = read_rows(source) if isinstance(source, (str, Path)) else enumerate(source, start=1)
     for part, chunk in enumerate(_chunks(numbered, part_rows)):
         if (done := _done_counts(folder, part)) is None:
@@ -133,7 +134,7 @@ def _read_row(number: int, row: Row | BadRow, card: DataCard | None) -> Decision
 
 def _run_step(step: Step, name: str, source: Path, folder: Path, chain: str) -> StepReport:
     report = _open_folder(folder, name, step.settings(), chain)
-    started = time.monotonic()
+    started = time.monotonic(), time.process_time()
     for part, path in enumerate(sorted(source.glob("part-*.jsonl"))):
         if (done := _done_counts(folder, part)) is None:
             rows = list(good_rows(path))
@@ -200,8 +201,9 @@ def _trace_count(row: Row) -> int:
     return len(traces) if isinstance(traces, list) else 0
 
 
-def _close_report(report: StepReport, folder: Path, started: float) -> StepReport:
-    report.seconds = round(time.monotonic() - started, 3)
+def _close_report(report: StepReport, folder: Path, started: tuple[float, float]) -> StepReport:
+    report.wall_s = round(time.monotonic() - started[0], 3)
+    report.cpu_s = round(time.process_time() - started[1], 3)
     write_json(folder / "report.json", report.as_json())
     return report
 
