@@ -16,7 +16,8 @@ TOKENS = ["Ġ4", "2", "<|end|>"]
 def rollout(group: int, **changes: Any) -> dict[str, Any]:
     base = {
         "step": 5, "group": group, "id": f"p-{group}", "prompt": "6 x 7 = </script><b>", "completion": " 42",
-        "answer": "42", "parsed": "42", "score": 1.0, "reason": None, "advantage": 0.5, "trained": True, "distilled": True,
+        "answer": "42", "parsed": "42", "score": 1.0, "reason": None, "advantage": 0.5, "trained": True,
+        "distilled": True,
         "finish_reason": "stop", "seed": 1, "min_version": 3, "max_version": 4, "staleness": 1, "tokens": TOKENS,
         "token_ids": [7, 8, 1], "rollout_logprobs": [-1.0, -2.0, -0.5], "policy_logprobs": [-1.0, -2.0 + 1e-6, -0.5],
         "teacher_logprobs": [-0.25, -4.0, -0.5],
