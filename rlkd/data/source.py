@@ -132,7 +132,11 @@ def _apply(rule: FieldRule, row: Mapping[str, Any]) -> str | None:
     text = rule.template
     for column in columns:
         text = text.replace(f"{{{column}}}", str(row[column]))
-    if rule.pattern is None:
-        return text.strip()
-    found = re.search(rule.pattern, text, re.DOTALL)
-    return (found.group(1) if found.groups() else found.group(0)).strip() if found else None
+    if rule.pattern is not None:
+        found = re.search(rule.pattern, text, re.DOTALL)
+        if found is None:
+            return None
+        text = found.group(1) if found.groups() else found.group(0)
+    for expression, replacement in rule.replace.items():
+        text = re.sub(expression, replacement, text)
+    return text.strip()

@@ -29,7 +29,7 @@ class CharTokenizer(Section):
 
 
 class BpeTokenizer(Section):
-    """Byte-level BPE trained on the questions and solutions of ``data.train``; digits stay single tokens."""
+    """Byte-level BPE trained on the questions and solutions of ``data.train``; digits and signs stay single tokens."""
 
     kind: Literal["bpe"] = "bpe"
     vocab_size: Annotated[int, Field(ge=300)] = 1024
@@ -118,10 +118,11 @@ AnyTeacher = Annotated[
 
 
 class FieldRule(Section):
-    """How one field is made from a row: a format string, then an optional regular expression's first group."""
+    """How one field is made from a row: a format string, the first group of an expression, replacements in order."""
 
     template: str = Field(description='e.g. "{body} {question}"')
     pattern: str | None = Field(default=None, description='e.g. "####\\\\s*(.+)"; a row it does not match is excluded')
+    replace: dict[str, str] = Field(default_factory=dict, description='expression -> text, e.g. {"<<.*?>>": ""}')
 
 
 def _as_rule(given: Any) -> Any:

@@ -1,0 +1,85 @@
+"""The whole job: its run folder is the contract, a killed run ends where an undisturbed one does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from job import SMALL, SMALL_SFT, difference, run, run_and_kill, steps_logged
+
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+OVERRIDES = [*SMALL, *SMALL_SFT]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    run(out, OVERRIDES)
+    return out
+
+
+def test_the_run_folder_keeps_its_contract(undisturbed: Path) -> None:
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert (summary["name"], summary["status"], summary["steps"]) == ("kdrl", "finished", 5)
+    assert set(summary["eval"]) == {"before", "after", "per_stage"}
+    assert set(summary["eval"]["per_stage"]) == {"sft", "sft-teacher", "kdrl"}
+    assert summary["eval"]["before"] == summary["eval"]["per_stage"]["sft"]
+    assert summary["eval"]["after"] == summary["eval"]["per_stage"]["kdrl"]
+    assert {"pass@1", "n", "ci95"} <= summary["eval"]["after"].keys()
+    assert summary["tokens"]["generated"] > 0
+    assert 0 < summary["gap"]["mean"] <= summary["gap"]["max"] < 1e-4
+    recipe = json.loads((undisturbed / "recipe.json").read_text())
+    assert recipe["stages"][2]["steps"] == 5
+    manifest = json.loads((undisturbed / "manifest.json").read_text())
+    assert {"packages", "commit", "hardware", "seed", "command"} <= manifest.keys()
+    assert {"torch", "ray", "deepspeed", "transformers"} <= manifest["packages"].keys()
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    wanted = {"reward", "pass_rate", "kl_to_teacher", "entropy", "rollout_policy_logprob_gap/mean", "tokens_per_s", "lr"}
+    assert wanted <= lines[0].keys()
+    assert [line["policy_version"] for line in lines] == [1, 2, 3, 4, 5]
+
+
+def test_kept_rollouts_carry_every_log_prob(undisturbed: Path) -> None:
+    assert sorted(p.name for p in (undisturbed / "rollouts").iterdir()) == [
+        f"step-{step:06d}.jsonl" for step in (1, 2, 4)
+    ]
+    for line in (undisturbed / "rollouts" / "step-000002.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        count = len(row["token_ids"])
+        for name in ("tokens", "rollout_logprobs", "teacher_logprobs", "policy_logprobs"):
+            assert len(row[name]) == count, name
+        assert row["policy_logprobs"] == pytest.approx(row["rollout_logprobs"], abs=1e-4)
+        assert row["min_version"] == row["max_version"] == 1
+
+
+def test_the_final_policy_is_an_ordinary_model(undisturbed: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(undisturbed / "policy")
+    model = AutoModelForCausalLM.from_pretrained(undisturbed / "policy")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "1 + 1 ="}], add_generation_prompt=True, return_tensors="pt")
+    written = model.generate(**ids, max_new_tokens=4, do_sample=False)
+    assert written.shape[1] > ids["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("moment", ["in the teacher's SFT", "after step 1", "after step 3"])
+def test_a_killed_run_ends_where_an_undisturbed_one_does(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "killed"
+    sign = {
+        "in the teacher's SFT": lambda: (out / "logs" / "SftWorker-sft-teacher-0.log").exists(),
+        "after step 1": lambda: steps_logged(out) >= 1,
+        "after step 3": lambda: steps_logged(out) >= 3,
+    }[moment]
+    run_and_kill(out, OVERRIDES, sign)
+    assert not (out / "summary.json").exists()
+    assert "continuing" in run(out, OVERRIDES)
+    assert difference(undisturbed, out) == 0.0
+    metrics = [(p / "metrics.jsonl").read_text().splitlines() for p in (undisturbed, out)]
+    timing = ("_s", "per_s")
+    for one, other in zip(*metrics, strict=True):
+        left, right = (
+            {k: v for k, v in json.loads(line).items() if not k.endswith(timing)} for line in (one, other)
+        )
+        assert left == right
