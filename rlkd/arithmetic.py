@@ -11,7 +11,8 @@ from rlkd.cluster.hardware import gpus_needed
 from rlkd.models.materialise import ModelSpec
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
-from rlkd.recipe.schema import PackagedModel, RlStage, ScratchModel, SftStage
+from rlkd.recipe.privileged_checks import separate_teachers
+from rlkd.recipe.schema import PackagedModel, RlStage, ScratchModel, SftStage, TeacherSpec
 
 GIB = 2**30
 _BYTES = {"fp32": 4, "bf16": 2, "float32": 4, "bfloat16": 2}
@@ -35,8 +36,8 @@ def describe(recipe: Recipe) -> str:
     lines = [f"{recipe.name}: {recipe.description}".rstrip(": "), "", "stages"]
     lines += [f"  {index}. {_stage(recipe, stage)}" for index, stage in enumerate(recipe.stages)]
     lines += ["", "models", f"  policy   {_model(recipe.policy, policy)}"]
-    if recipe.teacher is not None and needs_teacher(recipe):
-        lines.append(f"  teacher  {_model(recipe.teacher.model, model_shape(recipe.teacher.model))}")
+    for name, teacher in _local_teachers(recipe).items():
+        lines.append(f"  {name:<9}{_model(teacher.model, model_shape(teacher.model))}")
     if has_rl(recipe):
         lines += ["", "one RL step", *(f"  {line}" for line in _rl_step(recipe))]
     lines += ["", "workers", *(f"  {line}" for line in _workers(recipe))]
@@ -83,6 +84,13 @@ def _rl_step(recipe: Recipe) -> list[str]:
     return lines
 
 
+def _local_teachers(recipe: Recipe) -> dict[str, TeacherSpec]:
+    """Teachers that run beside the policy and that the objective reads."""
+    if not needs_teacher(recipe):
+        return {}
+    return {name: spec for name, spec in separate_teachers(recipe).items() if isinstance(spec, TeacherSpec)}
+
+
 def packed_tokens(recipe: Recipe) -> tuple[int, int]:
     """(tokens of a step, micro-batches of a rank's update) if every prompt and completion had its full length.
 
@@ -112,8 +120,12 @@ def _workers(recipe: Recipe) -> list[str]:
     lines = [f"{ranks} learner rank(s): {learner.precision or 'fp32'}, ZeRO stage {learner.zero_stage or 0}"]
     if has_rl(recipe):
         lines.append(f"{cluster.rollout_workers} rollout engine(s), {recipe.engine.tensor_parallel} device(s) each")
-    if recipe.teacher is not None and needs_teacher(recipe):
-        lines.append(f"{cluster.teacher_workers} teacher worker(s) on {recipe.teacher.engine}")
+    for name, teacher in _local_teachers(recipe).items():
+        lines.append(f"{cluster.teacher_workers} worker(s) for {name} on {teacher.engine}")
+    if recipe.teacher is not None and recipe.teacher.kind in ("self", "server"):
+        lines.append(
+            {"self": "the policy is its own teacher", "server": "the teacher is a server"}[recipe.teacher.kind]
+        )
     lines.append(f"{recipe.verifier.workers} verifier process(es): {recipe.verifier.kind}")
     lines.append(
         f"{cluster.placement}, {cluster.schedule}"
@@ -138,9 +150,11 @@ def _memory(recipe: Recipe, policy: Shape | None) -> list[str]:
         f"rollout engine: {_gib(weights)} weights + key-value cache ({per_token / 1024:.1f} KiB a token; "
         f"{engine.kv_cache_gib} GiB on a CPU, on a GPU what {engine.gpu_memory_utilization:.0%} of it leaves)",
     ]
-    teacher = model_shape(recipe.teacher.model) if recipe.teacher and needs_teacher(recipe) else None
-    if teacher is not None:
-        lines.append(f"teacher: {_gib(teacher.parameters * _BYTES[precision])} weights + its own key-value cache")
+    for name, spec in _local_teachers(recipe).items():
+        teacher = model_shape(spec.model)
+        if teacher is not None:
+            cache = " + its own key-value cache" if spec.engine == "vllm" else ""
+            lines.append(f"{name}: {_gib(teacher.parameters * _BYTES[precision])} weights{cache}")
     lines.append(
         "how: fp32 keeps 4 + 4 + 8 bytes a parameter (weight, gradient, Adam); bf16 2 + 4 + 12 (gradient, master and "
         "Adam in fp32); ZeRO 1 divides the last by the ranks, 2 also the gradient, 3 also the weight. Activations: "

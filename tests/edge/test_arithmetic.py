@@ -19,8 +19,9 @@ def recipe(*overrides: str) -> Recipe:
     return load_recipe(RECIPE, overrides)
 
 
-def small(**changes: int) -> ScratchModel:
-    return ScratchModel(hidden_size=32, heads=4, layers=2, context_length=64, **changes)
+def small(*, kv_heads: int | None = None, intermediate_size: int | None = None) -> ScratchModel:
+    sizes = {"kv_heads": kv_heads, "intermediate_size": intermediate_size}
+    return ScratchModel.model_validate({"hidden_size": 32, "heads": 4, "layers": 2, "context_length": 64, **sizes})
 
 
 @pytest.mark.parametrize("spec", [small(), small(kv_heads=2), small(intermediate_size=40)], ids=["mha", "gqa", "mlp"])
@@ -131,3 +132,12 @@ def test_words_name_every_stage_and_figure() -> None:
     assert f"at most {256 * (40 + 48):,} tokens through the teacher" in text
     without = describe(recipe("objective={kind: grpo}"))
     assert "through the teacher" not in without
+
+
+@pytest.mark.parametrize("path", sorted(RECIPE.parent.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_can_be_described(path: Path) -> None:
+    chosen = load_recipe(path)
+    text = describe(chosen)
+    for stage in chosen.stages:
+        assert f". {stage.name}: " in text
+    assert "memory, estimated" in text
