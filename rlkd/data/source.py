@@ -6,15 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlkd.data.cards import data_folder, load_card
 from rlkd.data.reasoning_gym import load_reasoning_gym
-from rlkd.errors import RecipeError, did_you_mean
-from rlkd.recipe.schema import FieldMap, FieldRule, FileData, HubData, ReasoningGymData
+from rlkd.data.rows import BadRow, read_rows
+from rlkd.errors import DataCardError, RecipeError, did_you_mean
+from rlkd.recipe.schema import CardData, FieldMap, FieldRule, FileData, HubData, ReasoningGymData
 from rlkd.records import Example
 
-Source = ReasoningGymData | FileData | HubData
+Source = ReasoningGymData | FileData | HubData | CardData
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -42,6 +45,8 @@ def load_sources(sources: Sequence[Source], *, where: str, root: Path) -> Loaded
         here = f"{where}.{index}" if len(sources) > 1 else where
         if isinstance(source, ReasoningGymData):
             loaded.examples += load_reasoning_gym(source, where=here)
+        elif isinstance(source, CardData):
+            _add_card(source, loaded, root)
         else:
             _add_rows(source, _rows(source, here, root), loaded, here)
     seen: set[str] = set()
@@ -75,6 +80,28 @@ def _rows(source: FileData | HubData, where: str, root: Path) -> Any:
         except Exception as error:
             raise RecipeError(f"{where}.path: {path} cannot be read: {error}") from error
     return rows.select(range(min(source.start, len(rows)), min(source.stop or len(rows), len(rows))))
+
+
+def _add_card(source: CardData, loaded: Loaded, root: Path) -> None:
+    """Rows as their card reads them; a damaged row, or one without an answer, is counted."""
+    card = load_card(source.name)
+    if card.source.file is None:
+        raise DataCardError(f"card '{card.name}' names no local file; write kind: hub with path {card.source.hub}")
+    path = root / card.source.file
+    path = path if path.is_file() else data_folder() / card.source.file
+    for number, row in islice(read_rows(path), source.start, source.stop):
+        if isinstance(row, BadRow):
+            loaded.excluded[row.reason] += 1
+            continue
+        try:
+            found = card.example(row)
+        except DataCardError as error:
+            loaded.excluded[str(error)[:80]] += 1
+            continue
+        fields = {key: value for key, value in found.items() if key not in ("id", "question", "answer", "traces")}
+        solution = found["traces"][0]["text"] if found.get("traces") else None
+        identity = f"{card.name}-{found.get('id', number)}"
+        loaded.examples.append(Example(identity, found["question"], found["answer"], solution, fields))
 
 
 def _add_rows(source: FileData | HubData, rows: Any, loaded: Loaded, where: str) -> None:

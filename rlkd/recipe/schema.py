@@ -178,7 +178,16 @@ class HubData(Section):
     card: str | None = None
 
 
-DataSource = Annotated[ReasoningGymData | FileData | HubData, Field(discriminator="kind")]
+class CardData(Section):
+    """The rows of a data card, read as the card says; a local file starts at ``data.dir``, else at $RLKD_DATA_DIR."""
+
+    kind: Literal["card"] = "card"
+    name: str
+    start: NonNegative = 0
+    stop: Positive | None = None
+
+
+DataSource = Annotated[ReasoningGymData | FileData | HubData | CardData, Field(discriminator="kind")]
 
 
 def _as_list(given: Any) -> Any:
@@ -369,7 +378,7 @@ class Recipe(Section):
     learner: LearnerSpec = LearnerSpec()
     engine: EngineSpec = EngineSpec()
     cluster: ClusterSpec = ClusterSpec()
-    stages: Annotated[list[Stage], Field(min_length=1)]
+    stages: list[Stage] = Field(default_factory=list, description="in order; none: only evaluate the policy")
     eval: EvalSpec = EvalSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     log: LogSpec = LogSpec()

@@ -1,0 +1,90 @@
+"""``rlkd eval``: any model over any card, on the same rollout workers and verifier as training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reward.pool import VerifierPool
+from rlkd.checkpoint import write_json
+from rlkd.cluster import Cluster, check_fit
+from rlkd.data.cards import load_card
+from rlkd.data.prompt import PromptBuilder
+from rlkd.data.source import load_sources
+from rlkd.errors import RecipeError
+from rlkd.launch import Launch
+from rlkd.models import load_tokenizer, materialise
+from rlkd.recipe import Recipe, validate_recipe
+from rlkd.trainer.console import Console
+from rlkd.trainer.context import Run
+from rlkd.trainer.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """What to measure."""
+
+    model: str
+    card: str
+    samples: int = 1
+    temperature: float = 0.0
+    max_new_tokens: int = 512
+    max_prompt_tokens: int = 1024
+    stop: int | None = None
+    seed: int = 0
+
+    def recipe(self) -> Recipe:
+        """The job as a recipe without stages. Raises: DataCardError, RecipeError."""
+        card = load_card(self.card)
+        packaged = self.model.startswith("package:")
+        policy = (
+            {"kind": "packaged", "package": self.model.removeprefix("package:")}
+            if packaged
+            else {"kind": "pretrained", "path": self.model}
+        )
+        verifier = {"name": card.verifier} if isinstance(card.verifier, str) else dict(card.verifier)
+        raw = {
+            "name": f"eval-{card.name}",
+            "seed": self.seed,
+            "policy": policy,
+            "data": {"train": {"kind": "card", "name": self.card, "stop": self.stop}, "prompt": card.prompt_template},
+            "verifier": {"kind": verifier.pop("name"), "options": verifier},
+            "rollout": {"max_prompt_tokens": self.max_prompt_tokens, "max_new_tokens": self.max_new_tokens},
+            "eval": {"samples": self.samples, "temperature": self.temperature},
+        }
+        return Launch.from_environment().resolve(validate_recipe(raw, where=f"rlkd eval {self.model} {self.card}"))
+
+
+def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
+    """Measure and write ``out/summary.json``. Returns: its content.
+
+    Raises: RecipeError, DataCardError or CheckpointError before any engine starts, RolloutError or ClusterError after.
+    """
+    recipe, console = job.recipe(), Console()
+    folder = RunFolder.open(out, recipe, resume=True)
+    try:
+        model = materialise(recipe.policy, out / "models" / "policy", where="MODEL", seed=0, texts=tuple)
+        tokenizer = load_tokenizer(model)
+        loaded = load_sources(recipe.data.train, where=f"card {job.card}", root=Path.cwd())
+        builder = PromptBuilder(tokenizer, recipe.data)
+        prompts, long = builder.prompts(loaded.examples, max_tokens=job.max_prompt_tokens)
+        for reason, count in (loaded.excluded + long).items():
+            console.note(f"{count} rows left out: {reason}")
+        if not prompts:
+            raise RecipeError(f"card {job.card}: no row is left; left out: {dict(loaded.excluded + long)}")
+        spec = recipe.verifier
+        options = {"workers": spec.workers, "time_limit_s": spec.time_limit_s, "memory_limit_mb": spec.memory_limit_mb}
+        with (
+            VerifierPool({"name": spec.kind, **spec.options}, **options) as pool,
+            Cluster(out / "logs", recipe.cluster.start_deadline_s) as cluster,
+        ):
+            check_fit(recipe, cluster.hardware)
+            run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts, prompts, pool)
+            run.start_rollouts(model)
+            figures = run.evaluate(run.rollouts, job.card)  # type: ignore[arg-type]
+        summary = {"name": recipe.name, "status": "finished", "model": job.model, "eval": figures}
+        write_json(out / "summary.json", summary)
+        return summary
+    finally:
+        folder.lock.release()
