@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -133,8 +134,18 @@ def _ray_start(*arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
     # A folder of its own: Ray notes "the current cluster" in its folder, and other programs here would connect to ours.
     environment = {**os.environ, "RAY_TMPDIR": str(folder), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+        )
     return process, log
+
+
+def _end_with_parent() -> None:
+    """In the child: be told to end when the process that started us is gone, however it went (Linux)."""
+    import ctypes
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _await_nodes(address: str, count: int, process: subprocess.Popen[bytes], log: Path, deadline_s: float) -> None:

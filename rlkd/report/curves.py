@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 320.0, 120.0
@@ -62,7 +62,7 @@ def draw_curve(curve: Curve) -> str:
     return _panel(curve.title + (" (log)" if curve.log else ""), last, f'data-marks="{html.escape(marks)}"', body)
 
 
-def draw_shares(title: str, steps: Sequence[float], parts: dict[str, Sequence[float]], unit: str) -> str:
+def draw_shares(title: str, steps: Sequence[float], parts: Mapping[str, Sequence[float]], unit: str) -> str:
     """Stacked bars of a step's parts, in the order given, with a legend."""
     totals = [sum(values) for values in zip(*parts.values(), strict=True)]
     if not totals:

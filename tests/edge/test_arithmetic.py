@@ -125,8 +125,13 @@ def test_activations_are_what_autograd_saves() -> None:
 
 
 def test_words_name_every_stage_and_figure() -> None:
-    text = describe(recipe())
-    for part in ("0. sft:", "1. sft-teacher:", "2. kdrl: 60 steps", "32 prompts x 8 completions = 256 rollouts"):
+    text = describe(recipe("stages.kdrl.steps=17", "rollout.prompts_per_step=32", "rollout.group_size=8"))
+    for part in (
+        "0. sft:",
+        "1. sft-teacher:",
+        "2. kdrl: 17 steps, 17 updates",
+        "32 prompts x 8 completions = 256 rollouts",
+    ):
         assert part in text
     assert f"at most {256 * 48:,} generated tokens" in text
     assert f"at most {256 * (40 + 48):,} tokens through the teacher" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -58,6 +59,20 @@ def test_two_machines_become_one_cluster_and_part() -> None:
     assert "address afterwards None" in said
     assert answered.count("machine 1 left") == 1, "only local rank 0 joins"
     assert ray_folders() <= before, "no process is left behind"
+
+
+@pytest.mark.engine
+def test_a_driver_that_dies_takes_the_cluster_with_it() -> None:
+    before = ray_folders()
+    (driver, said), (joiner, answered) = launch_both("--die")
+    assert driver != 0, said
+    assert "nodes 2 at " in said
+    assert answered.count("machine 1 left") == 1, answered
+    assert joiner == 0
+    deadline = time.monotonic() + 60.0
+    while not ray_folders() <= before and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert ray_folders() <= before, "a head without a driver ends by itself"
 
 
 def test_one_machine_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
