@@ -3,7 +3,7 @@
 from mutation import Mutant
 
 FAMILY = "divergences"
-TESTS = ["test_divergences.py"]
+TESTS = ["test_divergences.py", "test_chunked_divergences.py"]
 SUM = "divergences.summands"
 VOC = "divergences.vocabulary"
 SUP = "divergences.support"
