@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -120,6 +121,7 @@ class Learner:
         pass_ = _Pass(step, proximal, keep)
         for index, update in enumerate(updates):
             self._update(update, pass_, first=index == 0)
+        pass_.counts["learner_memory_gib/max"] = (peak_memory_gib(), 1.0)
         return pass_.counts, pass_.kept
 
     def gradients(self, update: Update, *, step: int) -> dict[str, Tensor]:
@@ -297,6 +299,13 @@ def _with_lora(recipe: Recipe, model: Any) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def peak_memory_gib() -> float:
+    """Largest resident (CPU) or allocated (GPU) memory of this process so far."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _add(counts: Counts, name: str, total: float, count: float) -> None:

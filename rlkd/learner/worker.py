@@ -89,13 +89,3 @@ class LearnerWorker:
 
     def save_policy(self, folder: str) -> None:
         self.learner.save_policy(Path(folder))
-
-    def peak_memory_gib(self) -> float:
-        """Largest resident (CPU) or allocated (GPU) memory so far."""
-        import resource
-
-        import torch
-
-        if torch.cuda.is_available():
-            return float(torch.cuda.max_memory_allocated()) / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
