@@ -7,8 +7,8 @@ import unicodedata
 
 MAX_CHARS = 1_000_000  # what is longer is cut to its end: the answer stands there
 _INVISIBLE = dict.fromkeys([*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF, 0xAD])
-_THINK_NAMES = "think|thinking|thought|reasoning|scratchpad|reflection"
-_THINK = re.compile(rf"<\s*(/?)\s*(?:{_THINK_NAMES})\s*>", re.IGNORECASE)
+_THINK_NAMES = "think|thinking|thoughts?|reasoning|scratchpad|reflection|seed:think"
+_THINK = re.compile(rf"<\s*/?\s*(?:{_THINK_NAMES})\s*>|\[/?THINK\]|◁/?think▷", re.IGNORECASE)
 _STOP = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>|<｜end▁of▁sentence｜>")
 _ANSWER_TAG = re.compile(r"<\s*answer\s*>(.*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
 
@@ -32,15 +32,19 @@ def after_thinking(text: str) -> str | None:
     ("the token <think> appears") is a word.
     """
     text = text[-MAX_CHARS:]
-    tags = [tag for tag in _THINK.finditer(text) if tag[1] or not _is_prose(text, tag)]
+    tags = [tag for tag in _THINK.finditer(text) if _closes(tag) or not _is_prose(text, tag)]
     if not tags:
         return text
-    last_close = max((tag.end() for tag in tags if tag[1]), default=0)
-    opened_after = next((tag.start() for tag in tags if tag.start() >= last_close and not tag[1]), None)
+    last_close = max((tag.end() for tag in tags if _closes(tag)), default=0)
+    opened_after = next((tag.start() for tag in tags if tag.start() >= last_close and not _closes(tag)), None)
     if opened_after is None:
         return _last_said(text, tags)
     said = text[last_close:opened_after]
     return said if said.strip() else None
+
+
+def _closes(tag: re.Match[str]) -> bool:
+    return "/" in tag[0]
 
 
 def _last_said(text: str, tags: list[re.Match[str]]) -> str:
@@ -48,8 +52,8 @@ def _last_said(text: str, tags: list[re.Match[str]]) -> str:
     tail = text[tags[-1].end() :]
     if tail.strip():
         return tail
-    depth_start = next((tag.start() for tag in reversed(tags) if not tag[1]), 0)
-    previous_close = max((tag.end() for tag in tags if tag[1] and tag.end() <= depth_start), default=0)
+    depth_start = next((tag.start() for tag in reversed(tags) if not _closes(tag)), 0)
+    previous_close = max((tag.end() for tag in tags if _closes(tag) and tag.end() <= depth_start), default=0)
     return text[previous_close:depth_start] if depth_start else ""
 
 

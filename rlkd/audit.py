@@ -1,7 +1,6 @@
 """Auditing a verifier: labelled cases or a dataset's own golds, with a second checker beside it.
 
-report = audit_cases("math", rows)        # rows as in a cases file: id, kind, gold, completion, expected, confidence
-print_report(report)
+audit_verifier("math", "cases.jsonl")  # rows: id, kind, gold, completion, expected, confidence
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _GSM = re.compile(r"####\s*(.+)")
 
 # Words that announce the answer, per language. Decimal commas are read in answers that such a word announces.
 _ENGLISH = (
-    r"(?:final\s+|correct\s+|overall\s+)?(?:answer|result|ans|solution)\s*(?:\(s\))?\s*(?:\*\*|__)?\s*"
+    r"(?:final\s+|correct\s+|overall\s+)?(?:answers?|results?|ans|solutions?)\s*(?:\(s\))?\s*(?:\*\*|__)?\s*"
     r"(?:is(?:\s+(?:therefore|thus|then|just|simply))?(?!\w)|are\b|equals\b|=|:|：|will\s+be\b|would\s+be\b|comes\s+(?:out\s+)?to\b)"
 )
 _EAST_ASIAN = (

@@ -7,14 +7,18 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from reward.math.nodes import Node, UnparsedError
+from reward.math.nodes import SCALARS, Node, UnparsedError
 from reward.math.normalise import clean
+from reward.math.scalar import free_symbols
 from reward.math.structure import parse
+from reward.math.value import UndefinedError, exact
 from reward.text import last_box
 
-SENTINELS = frozenset(
-    "proof notfound not_found nan none null n/a na unknown see_solution todo tbd - ? error".split()  # noqa: SIM905
-)
+_SENTINEL_WORDS = """
+proof notfound not_found nan none null nil n/a na unknown see_solution see_below todo tbd - ? error missing omitted
+no_answer not_available not_applicable no_final_answer nothing empty
+"""
+SENTINELS = frozenset(_SENTINEL_WORDS.split())
 MAX_GOLD_BITS = 10_000
 MAX_WORDS = 8  # of a gold in words; a longer one is a solution, not an answer
 
@@ -29,6 +33,10 @@ def gold_text(answer: Any) -> str:
         raise BadGoldError(f"answer is {answer!r}")
     if isinstance(answer, float):
         answer = int(answer) if answer == int(answer) and abs(answer) < 1e15 else repr(answer)
+    if isinstance(answer, (list, tuple)):
+        answer = ", ".join(map(str, answer))
+    if isinstance(answer, (dict, set, bytes)):
+        raise BadGoldError(f"answer is a {type(answer).__name__}")
     if isinstance(answer, int) and answer.bit_length() > MAX_GOLD_BITS:
         raise BadGoldError("answer is a number of thousands of digits")
     text = str(answer)
@@ -38,10 +46,31 @@ def gold_text(answer: Any) -> str:
     text = clean(box if box is not None else text)
     if not text or text.casefold().replace(" ", "_") in SENTINELS or flat(text).replace(" ", "_") in SENTINELS:
         raise BadGoldError(f"answer {answer!r:.80} is no answer")
+    if fault := _fault(text):
+        raise BadGoldError(f"{fault}: {text[:80]!r}")
+    return text
+
+
+@lru_cache(maxsize=4096)
+def _fault(text: str) -> str:
+    """What makes a cleaned gold unusable; empty when nothing does."""
     words = re.findall(r"(?<!\\)\b[^\W\d_]{2,}\b", re.sub(r"\\[a-zA-Z]+", " ", text))
     if len(words) > MAX_WORDS:
-        raise BadGoldError(f"answer of {len(words)} words looks like a solution: {text[:60]!r}")
-    return text
+        return f"{len(words)} words look like a solution"
+    trees = readings(text)
+    if not trees and not re.search(r"[^\W\d_]", text):
+        return "unreadable"
+    return "" if not trees or any(map(has_value, trees)) else "has no value"
+
+
+def has_value(node: Node) -> bool:
+    """Whether nothing in it divides by zero. Not a computation of its value: that may be large."""
+    if node.op in SCALARS and not free_symbols(node):
+        try:
+            exact(node)
+        except UndefinedError:
+            return False
+    return all(has_value(arg) for arg in node.args if arg.op not in SCALARS)
 
 
 @lru_cache(maxsize=4096)
