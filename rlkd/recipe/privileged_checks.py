@@ -157,6 +157,8 @@ def _transport(recipe: Recipe) -> Iterator[str]:
         if spec.transport == "top_k" and isinstance(objective, OpdObjective) and objective.clip is not None:
             yield "objective.clip: caps single vocabulary entries, which top_k's last bucket is not; write clip: null"
         server = isinstance(spec, ServerTeacher)
+        if server and objective.kind == "alm":
+            yield f"{where}.kind: 'server' has no weights here, which objective 'alm' needs; write a model"
         if server and recipe.rollout.temperature != 1.0:
             yield f"rollout.temperature: {recipe.rollout.temperature}, but a server scores at temperature 1; write 1.0"
 

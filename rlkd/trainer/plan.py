@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from rlkd import objectives
 from rlkd.data.privileged import copied
+from rlkd.learner.loss import coefficient
 from rlkd.recipe import Recipe
 from rlkd.recipe.objectives import OpsdObjective, PiDistillObjective
 from rlkd.records import Prompt, TrainRow
@@ -25,6 +27,7 @@ class StepPlan:
 
     recipe: Recipe
     score_other: ScoreOther
+    notes: dict[int, dict[str, Any]] = field(default_factory=dict)  # of the latest step, by rollout, for the log
 
     def sampling_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """What the rollout engine continues."""
@@ -45,7 +48,7 @@ class SelfDistillPlan(StepPlan):
         figures = leak_figures(self.recipe, judged)
         if isinstance(objective, OpsdObjective) and objective.kl_in == "reward":
             rows = _with_contexts(train_rows(self.recipe, judged), judged)
-            coef = _coefficient(objective, step)
+            coef = coefficient(objective.distill_coef, step)
             gaps = _sampled_gaps(rows, self.score_other(rows, None))
             judged, found = _penalised(judged, rows, gaps, coef)
             figures |= found
@@ -68,15 +71,14 @@ class PiDistillPlan(StepPlan):
             exact = objective.kl_estimator == "exact"
             other = self.score_other(views, "reverse_kl" if exact else None)
             gaps = other if exact else _sampled_gaps(views, other)
-            judged, found = _penalised(judged, views, gaps, _coefficient(objective, step))
+            judged, found = _penalised(judged, views, gaps, coefficient(objective.distill_coef, step))
             figures |= found
         views = _privileged_views(train_rows(self.recipe, judged), judged)
-        rows = []
-        for row in views:
-            rows.append(row)
-            if row.teacher_prompt_ids is not None:
-                rows.append(_bare_view(row, index=len(views) + row.index))
-        return rows, figures
+        taught = [row for row in views if row.teacher_prompt_ids is not None]
+        bare = [_bare_view(row, index=len(views) + at) for at, row in enumerate(taught)]
+        if objective.kl_in == "reward":  # already in the advantage: no second pass is needed
+            views, bare = ([replace(row, teacher_prompt_ids=None) for row in rows] for rows in (views, bare))
+        return [*views, *bare], figures
 
 
 def _prompts(judged: Judged) -> list[Prompt]:
@@ -134,12 +136,6 @@ def _penalised(
         "kl_penalty": float(-shaped.sum()) / max(1, taught),
     }
     return replace(judged, shaping=tuple(shaped.tolist())), figures
-
-
-def _coefficient(objective: OpsdObjective | PiDistillObjective, step: int) -> float:
-    from rlkd.learner.loss import coefficient
-
-    return coefficient(objective.distill_coef, step)
 
 
 def leak_figures(recipe: Recipe, judged: Judged) -> Figures:

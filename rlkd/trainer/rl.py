@@ -105,6 +105,7 @@ class RlTrainer:
                     check_same_tokens(run.tokenizer, tokenizer)
             calls += self.teacher.start(cluster.teacher_workers)
         gather(calls, cluster.start_deadline_s)
+        _ = self.plan  # its checks come before the first sample
         if self.teacher is not None and self.teacher.transport == "hidden":
             folders = {name: str(folder) for name, folder in self.teacher.folders.items()}
             gather([worker.submit("hold_heads", folders) for worker in self.learners], cluster.start_deadline_s)
@@ -195,7 +196,7 @@ class RlTrainer:
         if recipe.eval.every and (step + 1) % recipe.eval.every == 0 and step + 1 < self.stage.steps:
             found = run.evaluate(self.rollouts, f"step {step + 1}")
             row["eval/pass@1"] = found["pass@1"] if found else None
-        rollout_log.write(step + 1, judged, rows, kept)
+        rollout_log.write(step + 1, judged, rows, kept, self.plan.notes)
         bar.update(step + 1, _headline(row))
         return row
 

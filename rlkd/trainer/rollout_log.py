@@ -23,10 +23,15 @@ class RolloutLog:
         return self.spec.rollouts_kept if step == 1 or step % self.spec.rollouts_every == 0 else 0
 
     def write(
-        self, step: int, judged: Judged, rows: list[TrainRow], policy_logprobs: Mapping[int, list[float]]
+        self,
+        step: int,
+        judged: Judged,
+        rows: list[TrainRow],
+        policy_logprobs: Mapping[int, list[float]],
+        notes: Mapping[int, Mapping[str, Any]],
     ) -> None:
         """Keep the step's first rollouts, when it is due."""
-        count = min(self.wanted(step), len(rows))
+        count = min(self.wanted(step), len(judged.verdicts))
         if not count:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -36,6 +41,7 @@ class RolloutLog:
             for index in range(count):
                 record = self._record(step, index, judged, rows)
                 record["policy_logprobs"] = policy_logprobs.get(index)
+                record |= notes.get(index, {})
                 stream.write(json.dumps(record, ensure_ascii=False) + "\n")
         half.replace(target)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,20 @@ def _fleet(run: Run, name: str, spec: TeacherSpec | ServerTeacher, folders: Mapp
     on_vllm = spec.engine == "vllm"
     options = {"temperature": run.recipe.rollout.temperature, "tokens_per_batch": spec.tokens_per_batch}
     top_k = spec.top_k if spec.transport == "top_k" else 0
+    settings = run.engine_settings(folders[name], scores=True, top_k=top_k)
+    if run.recipe.objective.kind == "alm":  # budgets count the policy's tokens; another tokenizer may need more
+        settings = replace(settings, max_model_len=_context_length(folders[name]))
     return Fleet(
         cluster=run.cluster,
         kind=kind,
-        settings=run.engine_settings(folders[name], scores=True, top_k=top_k),
+        settings=settings,
         target=ROLLOUT_WORKER if on_vllm else TRANSFORMERS_TEACHER,
         deadline_s=deadline,
         gpus=float(run.recipe.engine.tensor_parallel if on_vllm else 1),
         build_options={} if on_vllm else options,
     )
+
+
+def _context_length(folder: Path) -> int:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(config["max_position_embeddings"])

@@ -1,0 +1,72 @@
+"""A second turn from the tokens of the first: nothing that was sampled is ever decoded and encoded again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlkd.data.prompt import PromptBuilder, fill, render
+from rlkd.errors import RecipeError, RolloutError
+from rlkd.recipe.privileged import FeedbackSpec
+from rlkd.records import Example, Prompt
+
+_MARK = "ATTEMPT"
+
+
+@dataclass(frozen=True)
+class TurnBuilder:
+    """First prompt + sampled answer + the user's turn with feedback, as token ids; and the critic's own prompt."""
+
+    builder: PromptBuilder
+    spec: FeedbackSpec
+
+    def second_prompt(self, prompt: Prompt, completion_ids: Sequence[int], feedback: str) -> tuple[int, ...]:
+        """What the second answer continues.
+
+        Raises: RecipeError when the chat template renders the first turn differently once a turn follows it;
+            RolloutError when the result does not begin with the first turn's tokens.
+        """
+        bridge = self._bridge(prompt, feedback)
+        end = self.builder.tokenizer.eos_token
+        if completion_ids and completion_ids[-1] == self.builder.tokenizer.eos_token_id:
+            bridge = bridge.removeprefix(end)  # sampled already; after a cut answer the template's stays
+        first = (*prompt.token_ids, *completion_ids)
+        ids = (*first, *self.encode(bridge))
+        if ids[: len(first)] != first or len(ids) == len(first):
+            raise RolloutError("the second turn's prompt does not continue the tokens of the first turn")
+        return ids
+
+    def _bridge(self, prompt: Prompt, feedback: str) -> str:
+        """What the template writes between the first answer and the second."""
+        messages = [
+            *self.builder.messages(prompt.example),
+            {"role": "assistant", "content": _MARK},
+            {"role": "user", "content": fill(self.spec.revise, {"feedback": feedback})},
+        ]
+        whole = render(self.builder.tokenizer, messages, generate=True, thinking=self.builder.data.thinking)
+        start = prompt.text + _MARK
+        if not whole.startswith(start):
+            found = whole[: len(start)]
+            raise RecipeError(
+                "the chat template renders an earlier turn differently once a turn follows it, so that a second turn "
+                f"cannot continue the sampled tokens:\n  expected: {start[-80:]!r}\n  rendered: {found[-80:]!r}"
+            )
+        return whole[len(start) :]
+
+    def critic_prompt(self, example: Example, attempt: str) -> tuple[int, ...]:
+        """The prompt from which the feedback on an attempt is predicted."""
+        text = fill(self.spec.critic, {"question": example.question, "attempt": attempt})
+        messages = [{"role": "user", "content": text}]
+        shown = render(self.builder.tokenizer, messages, generate=True, thinking=self.builder.data.thinking)
+        return tuple(self.encode(shown))
+
+    def fit(self, feedback: str) -> tuple[str, bool]:
+        """Feedback of at most ``max_tokens``, and whether it was cut."""
+        ids = self.encode(feedback)
+        if len(ids) <= self.spec.max_tokens:
+            return feedback, False
+        return str(self.builder.tokenizer.decode(ids[: self.spec.max_tokens], skip_special_tokens=True)), True
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without any that the template did not write."""
+        return list(self.builder.tokenizer(text, add_special_tokens=False)["input_ids"])
