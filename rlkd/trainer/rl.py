@@ -192,7 +192,7 @@ class RlTrainer:
         self._check_gap(figures, step)
         row = {"stage": self.stage.name, "step": step + 1, "policy_version": self.version}
         row |= _outcome(judged, rows) | method_figures | figures | clock.seconds
-        row |= self._throughput(judged, clock.total)
+        row |= self._throughput(judged, clock.total, further=int(method_figures.get("second_turn_tokens", 0)))
         if recipe.eval.every and (step + 1) % recipe.eval.every == 0 and step + 1 < self.stage.steps:
             found = run.evaluate(self.rollouts, f"step {step + 1}")
             row["eval/pass@1"] = found["pass@1"] if found else None
@@ -283,8 +283,8 @@ class RlTrainer:
                 f"{bounds.mean:.0e} and {bounds.maximum:.0e}; the engine no longer samples from the learner's policy"
             )
 
-    def _throughput(self, judged: Judged, seconds: float) -> dict[str, Any]:
-        tokens = sum(len(r.completion_ids) for group in judged.groups for r in group.rollouts)
+    def _throughput(self, judged: Judged, seconds: float, *, further: int) -> dict[str, Any]:
+        tokens = further + sum(len(r.completion_ids) for group in judged.groups for r in group.rollouts)
         self.run.tokens["generated"] += tokens
         self.run.tokens["trained"] += tokens
         return {
@@ -380,6 +380,7 @@ def _rollout(item: dict[str, Any]) -> Rollout:
 
 def _outcome(judged: Judged, rows: Sequence[TrainRow]) -> dict[str, float]:
     """Reward, pass rate, lengths and the share of groups without contrast."""
+    rows = rows[: len(judged.verdicts)]  # what follows are further views and turns of the same rollouts
     scored = [v for v in judged.verdicts if v.score is not None]
     scores = [float(v.score or 0.0) for v in scored]
     lengths = [len(row.completion_ids) for row in rows]

@@ -1,0 +1,77 @@
+"""The recipes themselves at reduced size: real engines, Ray and DeepSpeed, from the command to the final model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "stages.sft.steps=4",
+    "stages.sft.optim={lr: 1.0e-3}",
+    "data.train.size=64",
+    "data.eval.size=8",
+    "rollout.prompts_per_step=4",
+    "optim.warmup_steps=1",
+    "log.rollouts_every=1",
+]
+TEACHER = ["stages.sft-teacher.steps=4", "stages.sft-teacher.optim={lr: 1.0e-3}"]
+GROUP = ["rollout.group_size=4"]
+RECIPES = {
+    "opsd": ["stages.opsd.steps=2"],
+    "opsd.yaml, averaged": ["stages.opsd.steps=2", "teacher={kind: self, weights: ema, ema_decay: 0.5}"],
+    "opsd.yaml, adapters": ["stages.opsd.steps=2", "learner.lora={rank: 4}"],
+    "pi_distill": [*GROUP, "stages.pi_distill.steps=2"],
+    "pi_distill.yaml, KL in the loss": [*GROUP, "stages.pi_distill.steps=2", "objective.kl_in=loss"],
+    "rltf_sd": [*GROUP, "stages.rltf-sd.steps=2"],
+    "rltf_fm": [*GROUP, "stages.rltf-fm.steps=2"],
+    "alm": [*TEACHER, "stages.alm.steps=2"],
+    "kdrl.yaml, hidden": [
+        *TEACHER, *GROUP, "stages.kdrl.steps=2", "objective={kind: opd}", "teacher.transport=hidden",
+        "teacher.engine=transformers",
+    ],
+    "kdrl.yaml, top_k": [*TEACHER, *GROUP, "stages.kdrl.steps=2", "objective={kind: opd}", "teacher.transport=top_k"],
+}  # fmt: skip
+FIGURES = {
+    "opsd": ["divergence", "clipped_share"],
+    "pi_distill": ["context_kl_per_rollout", "bare_log_ratio"],
+    "pi_distill.yaml, KL in the loss": ["divergence", "bare_log_ratio"],
+    "rltf_sd": ["revision_nll", "second_turn_reward"],
+    "rltf_fm": ["feedback_nll"],
+    "alm": ["alm", "chunks_per_rollout"],
+    "kdrl.yaml, hidden": ["divergence"],
+    "kdrl.yaml, top_k": ["divergence"],
+}
+
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_runs_to_a_model(name: str, tmp_path: Path) -> None:
+    recipe = name.partition(",")[0].removesuffix(".yaml") + ".yaml"
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "rlkd", str(ROOT / "recipes" / recipe), *SMALL, *RECIPES[name], "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = _lines(out / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        # sampled, second-turn and privileged rows alike: the learner reads the tokens that the engine sampled
+        assert row["rollout_policy_logprob_gap/max"] < 1e-3
+        assert row["grad_norm"] > 0
+        for figure in FIGURES.get(name, []):
+            assert row[figure] is not None, figure
+    assert (out / "policy" / "config.json").is_file()
+    kept = _lines(out / "rollouts" / "step-000002.jsonl")
+    if "opsd" in name or "pi_distill" in name:
+        assert all(line["teacher_prompt"] and line["teacher_prompt"] != line["prompt"] for line in kept)
+        assert all((line["sampled_from"] == "teacher_prompt") == ("pi_distill" in name) for line in kept)
