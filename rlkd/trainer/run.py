@@ -27,6 +27,7 @@ from rlkd.records import Example, Prompt
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
 from rlkd.trainer.folder import RunFolder, fingerprint
+from rlkd.trainer.foreign import as_teacher
 from rlkd.trainer.rl import RlTrainer
 from rlkd.trainer.sft import run_sft
 
@@ -224,6 +225,8 @@ def _run_stage(
 ) -> dict[str, Any]:
     if isinstance(stage, SftStage):
         output = place / stage.target
+        if stage.target == "teacher" and run.recipe.objective.kind == "alm":
+            run = as_teacher(run, current["teacher"])
         result = run_sft(run, stage, source=current[stage.target], output=output, root=root)
         return {"result": result, "eval": _evaluate_folder(run, stage.name, output, stage.target), **_totals(run)}
     trainer = RlTrainer(

@@ -132,7 +132,7 @@ def _fleet(run: Run, name: str, spec: TeacherSpec | ServerTeacher, folders: Mapp
     top_k = spec.top_k if spec.transport == "top_k" else 0
     settings = run.engine_settings(folders[name], scores=True, top_k=top_k)
     if run.recipe.objective.kind == "alm":  # budgets count the policy's tokens; another tokenizer may need more
-        settings = replace(settings, max_model_len=_context_length(folders[name]))
+        settings = replace(settings, max_model_len=context_length(folders[name]))
     return Fleet(
         cluster=run.cluster,
         kind=kind,
@@ -144,6 +144,7 @@ def _fleet(run: Run, name: str, spec: TeacherSpec | ServerTeacher, folders: Mapp
     )
 
 
-def _context_length(folder: Path) -> int:
+def context_length(folder: Path) -> int:
+    """Positions that a model folder's config allows."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return int(config["max_position_embeddings"])
