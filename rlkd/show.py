@@ -6,13 +6,17 @@ import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe
 from rlkd.recipe.schema import SftStage
+
+if TYPE_CHECKING:
+    from rlkd.data.prompt import PromptBuilder
+    from rlkd.records import Prompt
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -23,6 +27,18 @@ def resolved_yaml(recipe: Recipe) -> str:
 def json_schema() -> str:
     """JSON schema of the recipe file."""
     return json.dumps(Recipe.model_json_schema(), indent=1)
+
+
+def _teacher_side(recipe: Recipe, builder: PromptBuilder, prompt: Prompt) -> list[str]:
+    """What a teacher with privileged information is given instead, or why this row has no such side."""
+    from rlkd.data.privileged import PrivilegedBuilder, show
+
+    privileged = PrivilegedBuilder.of(recipe, builder)
+    if privileged is None:
+        return []
+    attached = privileged.attach([prompt])
+    notes = [f"  note: {reason}" for reason in attached.noted]
+    return ["", "both sides, as text", show(attached.prompts), *notes]
 
 
 def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
@@ -59,6 +75,7 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
         _part("prompt", tokenizer, prompt.token_ids),
         f"  limit: rollout.max_prompt_tokens {_limit(recipe, prompt)}",
     ]
+    lines += _teacher_side(recipe, builder, prompt)
     lines += ["", f"gold answer, judged by '{recipe.verifier.kind}'", f"  {example.answer!r}", ""]
     stage = next((stage for stage in recipe.stages if isinstance(stage, SftStage)), None)
     if stage is None:

@@ -22,7 +22,6 @@ from rlkd.recipe import Recipe
 from rlkd.recipe.objectives import OpdObjective, OpsdObjective, PiDistillObjective
 from rlkd.recipe.privileged import SelfTeacher
 from rlkd.records import HiddenStates, TopK, TrainRow
-from rlkd.tensors import chunked_logprobs
 
 Weights = Callable[[], AbstractContextManager[Mapping[str, Tensor]]]
 
@@ -48,11 +47,19 @@ class SelfTeaching:
     @torch.no_grad()
     def hidden(self, batch: MicroBatch) -> Tensor:
         """[N, D] final hidden states, in parts of at most ``token_budget`` packed tokens."""
+        return self._parts(batch, lambda policy, part: policy.hidden(part))
+
+    @torch.no_grad()
+    def logprobs(self, batch: MicroBatch) -> Tensor:
+        """[N] of the completion tokens in the batch's (the other) context."""
+        return self._parts(batch, lambda policy, part: policy(part).logprobs)
+
+    def _parts(self, batch: MicroBatch, of: Callable[[PackedPolicy, MicroBatch], Tensor]) -> Tensor:
         policy = self.copy or self.live()
         was_training = policy.training
         policy.eval()  # dropout in a teacher would be noise in the signal
         with self._weights(policy):
-            parts = [policy.hidden(part) for part in _parts(batch, self.token_budget)]
+            parts = [of(policy, part) for part in _parts(batch, self.token_budget)]
         policy.train(was_training)
         return torch.cat(parts)
 
@@ -69,19 +76,6 @@ class SelfTeaching:
             return Head()
         head = self.copy.model.get_output_embeddings()
         return Head(head.weight, getattr(head, "bias", None))
-
-    @torch.no_grad()
-    def logprobs(self, batch: MicroBatch) -> Tensor:
-        """[N] of the completion tokens in the batch's (the other) context."""
-        policy = self.copy or self.live()
-        head = policy.model.get_output_embeddings()
-        return chunked_logprobs(
-            hidden=self.hidden(batch),
-            head_weight=head.weight,
-            head_bias=getattr(head, "bias", None),
-            targets=batch.targets,
-            temperature=policy.temperature,
-        ).logprobs
 
     @torch.no_grad()
     def after_update(self, weights: Weights) -> None:

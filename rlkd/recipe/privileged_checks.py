@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from rlkd.recipe.objectives import ConstantCoef, OpdObjective, OpsdObjective, PiDistillObjective, RltfObjective
+from rlkd.recipe.objectives import (
+    ConstantCoef,
+    GroupAdvantage,
+    OpdObjective,
+    OpsdObjective,
+    PiDistillObjective,
+    RltfObjective,
+)
 from rlkd.recipe.privileged import SelfTeacher, ServerTeacher
 from rlkd.recipe.schema import Recipe, RoutedTeachers, ScratchModel, SftStage, TeacherSpec
 
@@ -163,6 +170,32 @@ def _transport(recipe: Recipe) -> Iterator[str]:
             yield f"rollout.temperature: {recipe.rollout.temperature}, but a server scores at temperature 1; write 1.0"
 
 
+def _sharding(recipe: Recipe) -> Iterator[str]:
+    """A pass over sharded weights is a collective; ranks have different numbers of taught micro-batches."""
+    if recipe.learner.zero_stage != 3:
+        return
+    objective, teacher = recipe.objective, recipe.teacher
+    live = isinstance(objective, PiDistillObjective) and objective.kl_in == "loss"
+    if isinstance(objective, OpsdObjective) and isinstance(teacher, SelfTeacher) and objective.kl_in == "loss":
+        live = teacher.weights == "live" or (teacher.weights == "frozen" and recipe.learner.lora is not None)
+    if live:
+        yield (
+            "learner.zero_stage: 3 shards the weights that teach; write zero_stage: 2, or for opsd teacher.weights: "
+            "frozen without learner.lora, or ema"
+        )
+
+
+def _credit(recipe: Recipe) -> Iterator[str]:
+    spec = recipe.advantage
+    if isinstance(recipe.objective, RltfObjective) and not (
+        isinstance(spec, GroupAdvantage) and spec.baseline == "mean" and spec.scale == "none"
+    ):
+        yield (
+            "advantage: objective 'rltf' centres each turn by its group's mean and divides by nothing; write "
+            "advantage: {kind: group, baseline: mean, scale: none}"
+        )
+
+
 def _shares(recipe: Recipe) -> Iterator[str]:
     objective = recipe.objective
     if isinstance(objective, PiDistillObjective):
@@ -170,12 +203,21 @@ def _shares(recipe: Recipe) -> Iterator[str]:
         ends = [share.value] if isinstance(share, ConstantCoef) else [getattr(share, n, 0.0) for n in ("start", "end")]
         if any(end > 1 for end in ends):
             yield f"objective.teacher_share: {ends} leaves [0, 1]"
-        if recipe.privileged is not None and recipe.privileged.missing == "plain":
-            return
     if isinstance(objective, RltfObjective):
         weights = (objective.self_distill_coef, objective.feedback_coef)
         if all(isinstance(weight, ConstantCoef) and weight.value == 0 for weight in weights):
             yield "objective: 'rltf' with self_distill_coef and feedback_coef both 0 is two-turn GRPO without a purpose"
 
 
-CHECKS = (_sections, _stages, _template, _feedback_text, _windows, _teacher_window, _transport, _shares)
+CHECKS = (
+    _sections,
+    _stages,
+    _template,
+    _feedback_text,
+    _windows,
+    _teacher_window,
+    _transport,
+    _sharding,
+    _credit,
+    _shares,
+)

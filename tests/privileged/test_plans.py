@@ -226,6 +226,7 @@ def test_kl_in_the_loss_pulls_each_view_to_the_other_in_its_direction() -> None:
 
 def _turns(make: Make, tokenizer: Any) -> tuple[Recipe, TurnBuilder]:
     recipe = make(
+        advantage={"kind": "group", "scale": "none"},
         objective={"kind": "rltf", "feedback_coef": {"kind": "constant", "value": 0.2}},
         teacher=None,
         privileged=None,
