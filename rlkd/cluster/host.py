@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Host:
-    """Builds ``module:Class`` on request and forwards calls to it. Light until then, so that start-up errors are ours."""
+    """Builds ``module:Class`` on request and forwards calls to it. Light until then: start-up errors are ours."""
 
     def __init__(self, log_file: str) -> None:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)

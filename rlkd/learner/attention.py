@@ -57,7 +57,7 @@ def packed_attention(
     del attention_mask
     window = getattr(module, "sliding_window", None)
     if window and layout.longest > window:
-        raise NumericsError(f"rows of {layout.longest} tokens exceed the model's sliding window of {window}; unsupported")
+        raise NumericsError(f"rows of {layout.longest} tokens exceed the model's sliding window of {window}")
     heads = query.shape[1]
     packed = [_rows(tensor) for tensor in (query, key, value)]
     pieces = []
@@ -87,4 +87,5 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _take(packed: Tensor, index: Tensor, heads: int) -> Tensor:
     """[T, H * D] and [R, W] -> [R, H, W, D]. As an embedding look-up: its backward is one fast, ordered pass."""
-    return embedding(index, packed).unflatten(2, (heads, -1)).transpose(1, 2)
+    taken: Tensor = embedding(index, packed)
+    return taken.unflatten(2, (heads, -1)).transpose(1, 2)

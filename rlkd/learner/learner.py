@@ -125,7 +125,7 @@ class Learner:
         return pass_.counts, pass_.kept
 
     def gradients(self, update: Update, *, step: int) -> dict[str, Tensor]:
-        """Whole gradients of one update by parameter name, without taking it: the numerics proof over ranks and shards."""
+        """Whole gradients of one update by parameter name, without taking it: proof over ranks and shards."""
         self._backward(update, _Pass(step, {}, 0), first=True)
         return self.engine.whole_gradients()
 
@@ -314,7 +314,7 @@ def _add(counts: Counts, name: str, total: float, count: float) -> None:
 
 
 def _add_gap(counts: Counts, signals: Signals) -> None:
-    """Rollout engine against learner on the same tokens: mean and maximum of |difference|, and KL(rollout || policy)."""
+    """Rollout engine against learner on the same tokens: mean and max of |difference|, and KL(rollout || policy)."""
     mask = signals.response_mask
     if not bool(mask.any()):
         return

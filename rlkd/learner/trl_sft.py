@@ -47,7 +47,7 @@ class SftWorker:
         half = Path(f"{output}.tmp")
 
         class Progress(TrainerCallback):  # type: ignore[misc]
-            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
                 if state.is_world_process_zero and logs and "loss" in logs:
                     with Path(progress).open("a", encoding="utf-8") as stream:
                         stream.write(f"{state.global_step} {logs['loss']}\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -147,7 +146,7 @@ def _with_template(root: Path, folder: Path, template: str) -> Path:
         half.mkdir(parents=True)
         for path in root.iterdir():
             if path.suffix in WEIGHT_SUFFIXES or path.suffix == ".json":
-                os.symlink(path.resolve(), half / path.name)
+                (half / path.name).symlink_to(path.resolve())
         tokenizer = load_tokenizer(root)
         tokenizer.chat_template = template
         for name in ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"):

@@ -110,7 +110,7 @@ def _lengths(recipe: Recipe) -> Iterator[str]:
 def _cluster(recipe: Recipe) -> Iterator[str]:
     cluster = recipe.cluster
     if cluster.schedule == "sync" and cluster.max_staleness:
-        yield f"cluster.max_staleness: {cluster.max_staleness} has no effect with schedule 'sync'; write schedule: async"
+        yield f"cluster.max_staleness: {cluster.max_staleness} has no effect with schedule 'sync'; write async"
     if cluster.schedule == "async" and cluster.placement == "colocated":
         yield "cluster.placement: 'colocated' shares the device in turns, which schedule 'async' cannot; choose one"
     if recipe.learner.offload_optimizer and recipe.learner.zero_stage == 0:
@@ -141,7 +141,7 @@ def _schedules(recipe: Recipe) -> Iterator[str]:
         yield f"optim.warmup_steps: {recipe.optim.warmup_steps} exceeds the stage's {longest} updates"
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, SftStage) and stage.optim.warmup_steps > stage.steps:
-            yield f"stages.{index}.optim.warmup_steps: {stage.optim.warmup_steps} exceeds the stage's {stage.steps} steps"
+            yield f"stages.{index}.optim.warmup_steps: {stage.optim.warmup_steps} exceeds its {stage.steps} steps"
 
 
 def _placeholders(recipe: Recipe) -> Iterator[str]:

@@ -244,7 +244,7 @@ class OptimSpec(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: NonNegative = 0
     min_lr_ratio: Fraction = 0.0
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: list[Fraction] = Field(default_factory=lambda: [0.9, 0.999], min_length=2, max_length=2)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -347,7 +347,7 @@ class CheckpointSpec(Section):
 class LogSpec(Section):
     """``metrics.jsonl`` is always written; trackers are accelerate's."""
 
-    trackers: list[Literal["tensorboard", "wandb"]] = []
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     rollouts_every: Positive = 5
     rollouts_kept: Positive = Field(default=8, description="rollouts kept at such a step, whole groups first")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 
@@ -16,7 +18,7 @@ from rlkd.learner.packing import group_cost, plan_micro_batches, split_groups
 from rlkd.recipe import Recipe
 from rlkd.records import Chunks, HiddenStates, RolloutGroup, TopK, TrainRow
 
-_DISTILL_ROWS = {"none": "all", "response": "wrong_responses", "group": "wrong_groups"}
+_DISTILL_ROWS: dict[str, Literal["all", "wrong_responses", "wrong_groups"]] = {"none": "all", "response": "wrong_responses", "group": "wrong_groups"}
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,14 @@ def advantages(recipe: Recipe, judged: Judged) -> list[float]:
         scores = scores + torch.tensor(judged.shaping, dtype=torch.float64)
     valid = torch.tensor([not verdict.abstained for verdict in judged.verdicts])
     spec = recipe.advantage
-    shared = {"scores": scores, "group_ids": judged.group_ids(), "valid": valid}
+    group_advantage = partial(group_advantages, group_ids=judged.group_ids(), valid=valid)
     if spec.kind == "group":
-        credit = group_advantages(**shared, baseline=spec.baseline, scale=spec.scale)
+        credit = group_advantage(scores=scores, baseline=spec.baseline, scale=spec.scale)
     else:
-        credit = group_advantages(**shared, baseline="none", scale="none")
+        credit = group_advantage(scores=scores, baseline="none", scale="none")
     shaping = torch.tensor([sum(verdict.shaping.values()) for verdict in judged.verdicts], dtype=torch.float64)
     if bool(shaping.any()):
-        credit = credit + group_advantages(**{**shared, "scores": shaping}, baseline="mean", scale="none")
+        credit = credit + group_advantage(scores=shaping, baseline="mean", scale="none")
     return [float(value) for value in credit]
 
 

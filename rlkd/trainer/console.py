@@ -79,7 +79,8 @@ class Console:
     def evaluation(self, label: str, summary: Mapping[str, Any]) -> None:
         low, high = summary["ci95"]
         self.rich.print(
-            f"  {label}: pass@1 [bold]{summary['pass@1']:.1%}[/bold] (95 % CI {low:.1%} to {high:.1%}, n={summary['n']}), "
+            f"  {label}: pass@1 [bold]{summary['pass@1']:.1%}[/bold] (95 % CI {low:.1%} to {high:.1%}, "
+            f"n={summary['n']}), "
             f"mean length {summary['mean_tokens']:.0f} tokens, truncated {summary['truncated']:.1%}",
             soft_wrap=True,
         )
@@ -106,8 +107,8 @@ class Console:
         self.rich.print(table)
         gap = summary["gap"]
         self.rich.print(
-            f"{summary['steps']} RL steps in {summary['wall_s']:.0f} s; {summary['tokens']['generated']:,} tokens generated; "
-            f"rollout/policy log-prob gap mean {gap['mean']:.1e}, max {gap['max']:.1e} nats; {summary['abstained']} abstained "
-            f"verdicts\nmodel: {folder}/policy",
+            f"{summary['steps']} RL steps in {summary['wall_s']:.0f} s; {summary['tokens']['generated']:,} tokens "
+            f"generated; rollout/policy log-prob gap mean {gap['mean']:.1e}, max {gap['max']:.1e} nats; "
+            f"{summary['abstained']} abstained verdicts\nmodel: {folder}/policy",
             soft_wrap=True,
         )

@@ -1,4 +1,4 @@
-"""The scoring contract: policy, rollout engine and teacher mean the same tokens by the same numbers, or the run stops."""
+"""The scoring contract: policy, engine and teacher mean the same tokens by the same numbers, or the run stops."""
 
 from __future__ import annotations
 

@@ -74,9 +74,13 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
         if not prompts:
             raise RecipeError(f"card {job.card}: no row is left; left out: {dict(loaded.excluded + long)}")
         spec = recipe.verifier
-        options = {"workers": spec.workers, "time_limit_s": spec.time_limit_s, "memory_limit_mb": spec.memory_limit_mb}
         with (
-            VerifierPool({"name": spec.kind, **spec.options}, **options) as pool,
+            VerifierPool(
+                {"name": spec.kind, **spec.options},
+                workers=spec.workers,
+                time_limit_s=spec.time_limit_s,
+                memory_limit_mb=spec.memory_limit_mb,
+            ) as pool,
             Cluster(out / "logs", recipe.cluster.start_deadline_s) as cluster,
         ):
             check_fit(recipe, cluster.hardware)

@@ -78,8 +78,8 @@ class RunFolder:
             for name, fingerprint in models.items():
                 if before["models"].get(name, fingerprint) != fingerprint:
                     raise CheckpointError(
-                        f"{self.path} was started with another {name} model ({before['models'][name]}, now {fingerprint}); "
-                        "restore it, or write --out OTHER"
+                        f"{self.path} was started with another {name} model ({before['models'][name]}, now "
+                        f"{fingerprint}); restore it, or write --out OTHER"
                     )
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         starts.append({"at": now, "command": sys.argv, "hardware": hardware.describe()})

@@ -83,7 +83,10 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
     ):
         check_fit(recipe, cluster.hardware)
         folder.write_manifest(recipe, cluster.hardware, {name: fingerprint(path) for name, path in models.items()})
-        prompts = [_prompts(recipe, builder, pool, part, name, console) for part, name in zip(data, ("train", "eval"))]
+        prompts = [
+            _prompts(recipe, builder, pool, part, name, console)
+            for part, name in zip(data, ("train", "eval"), strict=True)
+        ]
         prompts[0] = _attach_privileged(recipe, builder, prompts[0], console)
         run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts[0], prompts[1], pool)
         evaluations = _go(run, models, root)
@@ -178,7 +181,8 @@ def _attach_privileged(recipe: Recipe, builder: PromptBuilder, prompts: list[Pro
 
 def _go(run: Run, models: dict[str, Path], root: Path) -> dict[str, Any]:
     """Each stage feeds the next; finished ones are skipped. Returns evaluations and the last policy folder."""
-    current, per_stage = dict(models), {}
+    current = dict(models)
+    per_stage: dict[str, Any] = {}
     found: dict[str, Any] = {"before": None, "after": None, "per_stage": per_stage, "steps": 0}
     for index, stage in enumerate(run.recipe.stages):
         target = stage.target if isinstance(stage, SftStage) else "policy"

@@ -1,4 +1,4 @@
-"""Which prompts a step takes and with which seeds: pure functions of (seed, step, index), so nothing has to be saved."""
+"""Which prompts a step takes and with which seeds: pure functions of (seed, step, index); nothing has to be saved."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[
         prompts = [run.builder.prompt(example) for example in loaded.examples]
     if all(prompt.example.solution is None for prompt in prompts):
         raise RecipeError(
-            f"stages.{stage.name}: none of its {len(prompts)} examples has a worked solution; map data.*.fields.solution, "
-            "or use a reasoning-gym task that carries one (chain_sum, gsm_symbolic)"
+            f"stages.{stage.name}: none of its {len(prompts)} examples has a worked solution; map "
+            "data.*.fields.solution, or use a reasoning-gym task that carries one (chain_sum, gsm_symbolic)"
         )
     pairs, long = [], 0
     for prompt in prompts:

@@ -19,6 +19,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def run_trl(folder: str, model: str, limit: int, steps: int) -> dict[str, Any]:
     mean_lengths = [
         row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row
     ]
-    seconds = [after - before for before, after in zip(marks, marks[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(marks)]
     tokens = [length * size["prompts"] * GROUP for length in mean_lengths[1:]]
     return _figures(tokens, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 

@@ -36,8 +36,8 @@ def test_the_run_folder_keeps_its_contract(undisturbed: Path) -> None:
     assert {"torch", "ray", "deepspeed", "transformers"} <= manifest["packages"].keys()
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
-    wanted = {"reward", "pass_rate", "kl_to_teacher", "entropy", "rollout_policy_logprob_gap/mean", "tokens_per_s", "lr"}
-    assert wanted <= lines[0].keys()
+    wanted = {"reward", "pass_rate", "kl_to_teacher", "entropy", "rollout_policy_logprob_gap/mean", "tokens_per_s"}
+    assert wanted | {"lr", "grad_norm"} <= lines[0].keys()
     assert [line["policy_version"] for line in lines] == [1, 2, 3, 4, 5]
 
 
@@ -59,7 +59,8 @@ def test_the_final_policy_is_an_ordinary_model(undisturbed: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(undisturbed / "policy")
     model = AutoModelForCausalLM.from_pretrained(undisturbed / "policy")
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "1 + 1 ="}], add_generation_prompt=True, return_tensors="pt")
+    turn = [{"role": "user", "content": "1 + 1 ="}]
+    ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt")
     written = model.generate(**ids, max_new_tokens=4, do_sample=False)
     assert written.shape[1] > ids["input_ids"].shape[1]
 
@@ -79,7 +80,5 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(undisturbed: Path, tmp_
     metrics = [(p / "metrics.jsonl").read_text().splitlines() for p in (undisturbed, out)]
     timing = ("_s", "per_s")
     for one, other in zip(*metrics, strict=True):
-        left, right = (
-            {k: v for k, v in json.loads(line).items() if not k.endswith(timing)} for line in (one, other)
-        )
+        left, right = ({k: v for k, v in json.loads(line).items() if not k.endswith(timing)} for line in (one, other))
         assert left == right

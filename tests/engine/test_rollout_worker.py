@@ -119,7 +119,7 @@ def test_a_worker_that_cannot_start_names_itself_and_its_log(cluster: Cluster, t
     cluster.stop(lost)
 
 
-def test_a_call_that_hangs_names_itself(cluster: Cluster, worker: Worker) -> None:
+def test_a_call_that_hangs_names_itself(worker: Worker) -> None:
     busy = worker.submit("generate", [Request(PROMPTS[0], 64, 1)], temperature=1.0, max_new_tokens=60, stop_ids=[])
     with pytest.raises(ClusterError, match="RolloutWorker-test made no progress in `generate` for 0 s"):
         busy.result(0.0)
