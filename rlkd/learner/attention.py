@@ -87,5 +87,5 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _take(packed: Tensor, index: Tensor, heads: int) -> Tensor:
     """[T, H * D] and [R, W] -> [R, H, W, D]. As an embedding look-up: its backward is one fast, ordered pass."""
-    taken: Tensor = embedding(index, packed)
-    return taken.unflatten(2, (heads, -1)).transpose(1, 2)
+    taken: Tensor = embedding(index, packed).unflatten(2, (heads, -1))
+    return taken.transpose(1, 2)

@@ -63,7 +63,8 @@ class PackedPolicy(nn.Module):
             use_cache=False,
             layout=batch.layout,
         )
-        return output.last_hidden_state[0].index_select(0, batch.select)
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden.index_select(0, batch.select)
 
 
 def _decoder(model: Any) -> Any:

@@ -17,7 +17,8 @@ def checksum(named: Sequence[tuple[str, Tensor]]) -> int:
     value = 0
     for name, tensor in named:
         value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()), value)
+        raw = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+        value = zlib.crc32(raw, value)  # type: ignore[arg-type]  # an array is a buffer
     return value
 
 

@@ -24,7 +24,10 @@ from pathlib import Path
 from typing import Any
 
 GROUP = 8
-SIZES = {"small": {"prompts": 16, "dtype": "float32"}, "smollm2": {"prompts": 4, "dtype": "bfloat16"}}
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"prompts": 16, "dtype": "float32"},
+    "smollm2": {"prompts": 4, "dtype": "bfloat16"},
+}
 
 
 def reward(completion: str, example: Mapping[str, Any]) -> float:
@@ -202,7 +205,8 @@ def limit_tokens_per_s(folder: str, model: str, found: Mapping[str, Any]) -> flo
         left @ right
         rates.append(2 * 2048**3 / (time.perf_counter() - begun))
     learn_s = 6 * parameters * float(found["tokens"]) / max(rates)
-    return float(found["tokens"]) / (float(found["generate_s"]) + learn_s)
+    seconds: float = found["generate_s"] + learn_s
+    return float(found["tokens"]) / seconds
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from rlkd.cluster import Cluster
 from rlkd.launch import Launch
 from rlkd.models import materialise
 from rlkd.recipe import Recipe, load_recipe
+from rlkd.recipe.schema import ScratchModel, TeacherSpec
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "State the final answer to the following arithmetic problem: 12 + 34 - 5 ="
@@ -31,12 +32,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def folders(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two models of one architecture and one of another, from different seeds, with one tokenizer."""
     root = tmp_path_factory.mktemp("models")
-    assert recipe.teacher is not None
+    assert isinstance(recipe.teacher, TeacherSpec)
+    assert isinstance(recipe.policy, ScratchModel)
+    assert isinstance(recipe.teacher.model, ScratchModel)
 
     def texts() -> list[str]:
         return [QUESTION, "12+34=46, 46-5=41, \\boxed{41}"] * 50
 
-    made = {"policy": (recipe.policy, 0), "other": (recipe.policy, 1), "teacher": (recipe.teacher.model, 2)}
+    made: dict[str, tuple[ScratchModel, int]] = {
+        "policy": (recipe.policy, 0),
+        "other": (recipe.policy, 1),
+        "teacher": (recipe.teacher.model, 2),
+    }
     return {
         name: materialise(spec, root / name, where=name, seed=seed, texts=texts) for name, (spec, seed) in made.items()
     }

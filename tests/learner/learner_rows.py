@@ -12,7 +12,7 @@ VOCAB = 97
 def random_rows(groups: int, size: int, *, seed: int = 0, longest: int = 30) -> list[TrainRow]:
     """Rows with prompts and completions of many lengths, one token included."""
     draw = random.Random(seed)
-    rows = []
+    rows: list[TrainRow] = []
     for group in range(groups):
         prompt = tuple(draw.randrange(VOCAB) for _ in range(draw.randrange(1, longest)))
         for member in range(size):

@@ -20,7 +20,7 @@ from rlkd.recipe.objectives import (
 )
 
 ALWAYS = ConstantCoef(value=0.7)
-KINDS = [
+KINDS: list[GrpoObjective | KdrlObjective | DistillObjective] = [
     GrpoObjective(),
     GrpoObjective(reduction="sequence"),
     GrpoObjective(reduction="constant"),

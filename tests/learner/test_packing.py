@@ -22,7 +22,7 @@ def plain(model: LlamaForCausalLM, row: TrainRow) -> Tensor:
     ids = torch.tensor([row.prompt_ids + row.completion_ids])
     before = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
-    logits = model(input_ids=ids).logits[0].log_softmax(-1)
+    logits: Tensor = model(input_ids=ids).logits[0].log_softmax(-1)
     model.set_attn_implementation(before)
     start = len(row.prompt_ids)
     return logits[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0]

@@ -97,9 +97,9 @@ def test_every_row_reaches_exactly_one_rank_and_update(recipe: Recipe, ranks: in
     shares = plan_updates(several, rows, ranks=ranks)
     found = sorted(row.index for share in shares for update in share for row in update.rows)
     assert found == list(range(20))
-    for update in range(updates):
-        passes = {share[update].micro_batches for share in shares}
-        totals = {share[update].denominators for share in shares}
+    for index in range(updates):
+        passes = {share[index].micro_batches for share in shares}
+        totals = {share[index].denominators for share in shares}
         assert len(passes) == 1, "ranks must run the same number of passes"
         assert len(totals) == 1, "denominators are global"
     for share in shares:
