@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from rlkd.cluster import Cluster, gather

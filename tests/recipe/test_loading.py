@@ -69,7 +69,7 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
             "learner.offload_optimizer: needs learner.zero_stage",
         ),
         (["stages.kdrl.name=sft"], "the name 'sft' is used 2 times"),
-        (["eval.samples=4"], "eval.samples: 4 greedy samples"),
+        (["eval={samples: 4}"], "eval.samples: 4 greedy samples"),
         (["optim.warmup_steps=100000"], "optim.warmup_steps: 100000 exceeds"),
         (["data.prompt=hello"], "data.prompt"),
         (["learner.updates_per_step=1000"], "learner.updates_per_step: 1000 exceeds"),
@@ -86,11 +86,11 @@ def test_all_faults_are_reported_at_once() -> None:
 
 
 def test_a_number_that_yaml_reads_as_text_is_named(tmp_path: Path) -> None:
-    path = written(tmp_path, KDRL.read_text().replace("lr: 3.0e-4", "lr: 3e-4"))
+    path = written(tmp_path, KDRL.read_text().replace("optim: {lr: 2.0e-4, betas", "optim: {lr: 2e-4, betas"))
     message = fault(recipe=path)
     assert "optim.lr" in message
-    assert "given '3e-4'" in message
-    assert "write 3.0e-4" in message
+    assert "given '2e-4'" in message
+    assert "write 2.0e-4" in message
 
 
 def test_an_override_may_be_written_as_people_write_numbers() -> None:
