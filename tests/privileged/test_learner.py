@@ -1,0 +1,52 @@
+"""The self-teacher inside a real DeepSpeed learner: what follows the policy, and what a checkpoint keeps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+
+LORA = {"lora": {"rank": 4}}
+KINDS = {
+    "frozen": ({"kind": "self", "weights": "frozen"}, {}),
+    "frozen, adapters off": ({"kind": "self", "weights": "frozen"}, LORA),
+    "averaged": ({"kind": "self", "weights": "ema", "ema_decay": 0.5}, {}),
+    "averaged, adapters merged": ({"kind": "self", "weights": "ema", "ema_decay": 0.5}, LORA),
+    "live": ({"kind": "self", "weights": "live"}, {}),
+    "frozen, bf16": ({"kind": "self", "weights": "frozen"}, {"precision": "bf16"}),
+}
+
+
+def _run(place: Path, teacher: dict[str, Any], learner: dict[str, Any]) -> dict[str, Any]:
+    script = Path(__file__).with_name("learner_job.py")
+    command = [sys.executable, str(script), str(place), json.dumps(teacher), json.dumps(learner)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-3000:]
+    return dict(json.loads(lines[0].removeprefix("RESULT ")))
+
+
+def _moved(first: list[list[float]], second: list[list[float]]) -> float:
+    return max(abs(a - b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_self_teacher_follows(kind: str, tmp_path: Path) -> None:
+    found = _run(tmp_path, *KINDS[kind])
+    teacher, policy = found["teacher"], found["policy"]
+    assert all(value == 0 for line in found["equal_divergence"] for value in line)  # same weights, same context
+    assert found["loss"][0] > 0
+    assert _moved(policy[0], policy[1]) > 1e-4  # the policy learns
+    if kind.startswith("frozen"):
+        assert teacher[0] == teacher[1] == teacher[2]
+        assert found["loss"][1] < found["loss"][0]  # towards a teacher that stands still
+    else:
+        assert _moved(teacher[0], teacher[1]) > 1e-4
+    # saved after two updates, trained once more, restored: the teacher is that of the second update again
+    assert _moved(teacher[2], teacher[3]) == 0
