@@ -27,7 +27,7 @@ def main(place: Path, teacher: dict[str, Any], learner: dict[str, Any]) -> dict[
         "data": {"train": {"kind": "reasoning_gym", "task": "chain_sum", "size": 8, "seed": 1}},
         "objective": {"kind": "opsd", "clip": None},
         "learner": learner,
-        "optim": {"lr": 1e-2},
+        "optim": {"lr": 1e-3},
         "rollout": {"prompts_per_step": 3, "group_size": 2, "max_prompt_tokens": 20, "max_new_tokens": 20},
         "stages": [{"kind": "rl", "steps": 4}],
     }
