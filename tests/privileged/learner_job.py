@@ -58,7 +58,7 @@ def main(place: Path, teacher: dict[str, Any], learner: dict[str, Any]) -> dict[
 
 def _rows() -> list[TrainRow]:
     draw = random.Random(0)
-    rows = []
+    rows: list[TrainRow] = []
     for group in range(3):
         prompt, other = (tuple(draw.randrange(6, 90) for _ in range(n)) for n in (5, 30))
         for _ in range(2):

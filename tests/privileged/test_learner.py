@@ -13,7 +13,7 @@ import pytest
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
 
 LORA = {"lora": {"rank": 4}}
-KINDS = {
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "frozen": ({"kind": "self", "weights": "frozen"}, {}),
     "frozen, adapters off": ({"kind": "self", "weights": "frozen"}, LORA),
     "averaged": ({"kind": "self", "weights": "ema", "ema_decay": 0.5}, {}),

@@ -208,7 +208,7 @@ def test_kl_in_the_loss_pulls_each_view_to_the_other_in_its_direction() -> None:
         HiddenComparison(Measure("forward_kl"), hidden[is_bare], positions[is_bare]),
     ]
     count, share, coef = float(sum(len(row.completion_ids) for row in both)), 0.25, 0.7
-    shared = {"teacher_share": ConstantCoef(value=share), "distill_coef": ConstantCoef(value=coef)}
+    shared: dict[str, Any] = {"teacher_share": ConstantCoef(value=share), "distill_coef": ConstantCoef(value=coef)}
     signals = tiny.signals_of(batch, policy, against)
     with_kl, _ = PiDistillLoss(PiDistillObjective(kl_in="loss", **shared))(signals, Denominators(count, count), 0)
     without, _ = PiDistillLoss(PiDistillObjective(kl_in="reward", **shared))(signals, Denominators(count, count), 0)

@@ -171,10 +171,10 @@ def test_a_server_gives_the_same_numbers_as_the_model(teacher: TransformersTeach
         worker = _worker(url)
         for mine, theirs in zip(worker.score(pairs), teacher.score(pairs), strict=True):
             assert mine == pytest.approx(theirs, abs=1e-5)
-        for mine, theirs in zip(worker.top_k(pairs, k=5), teacher.top_k(pairs, k=5), strict=True):
-            assert isinstance(mine, TopK)
-            assert mine.ids == theirs.ids
-            for a, b in zip(mine.logprobs, theirs.logprobs, strict=True):
+        for served, local in zip(worker.top_k(pairs, k=5), teacher.top_k(pairs, k=5), strict=True):
+            assert isinstance(served, TopK)
+            assert served.ids == local.ids
+            for a, b in zip(served.logprobs, local.logprobs, strict=True):
                 assert a == pytest.approx(b, abs=1e-5)
 
 

@@ -48,7 +48,7 @@ def tokens(draw: random.Random, low: int, high: int) -> tuple[int, ...]:
 def two_context_rows(groups: int = 3, size: int = 2, *, seed: int = 0, longest_teacher: int = 40) -> list[TrainRow]:
     """Each group has a prompt and another, longer one for the teacher."""
     draw = random.Random(seed)
-    rows = []
+    rows: list[TrainRow] = []
     for group in range(groups):
         prompt, other = tokens(draw, 1, 8), tokens(draw, 10, longest_teacher)
         for _ in range(size):
@@ -108,7 +108,8 @@ def plain_logits(policy: PackedPolicy, prompt: Sequence[int], completion: Sequen
     """[C, V] logits of one unpacked sequence: the reference for everything that is packed."""
     alone = TrainRow(0, tuple(prompt), tuple(completion), (0.0,) * len(completion), 0.0)
     hidden = policy.hidden(pack([[alone]]))
-    return hidden @ policy.model.get_output_embeddings().weight.t()
+    logits: Tensor = hidden @ policy.model.get_output_embeddings().weight.t()
+    return logits
 
 
 def with_other_prompt(rows: Sequence[TrainRow], other: Callable[[TrainRow], tuple[int, ...]]) -> list[TrainRow]:
