@@ -18,7 +18,11 @@ from rlkd.learner.packing import group_cost, plan_micro_batches, split_groups
 from rlkd.recipe import Recipe
 from rlkd.records import Chunks, HiddenStates, RolloutGroup, TopK, TrainRow
 
-_DISTILL_ROWS: dict[str, Literal["all", "wrong_responses", "wrong_groups"]] = {"none": "all", "response": "wrong_responses", "group": "wrong_groups"}
+_DISTILL_ROWS: dict[str, Literal["all", "wrong_responses", "wrong_groups"]] = {
+    "none": "all",
+    "response": "wrong_responses",
+    "group": "wrong_groups",
+}
 
 
 @dataclass(frozen=True)
