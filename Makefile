@@ -15,7 +15,8 @@ demo: install
 
 # Engine tests each start Ray, vLLM or DeepSpeed and take the whole machine: they run one after the other.
 test: lint
-	$(PYTEST) -m "not engine" -n 2 --dist loadgroup
+	$(PYTEST) tests/reward -m "not engine"  # by itself: it counts the machine's sandboxes and its children's memory
+	$(PYTEST) -m "not engine" -n 2 --dist loadgroup --ignore tests/reward
 	$(PYTEST) -m engine
 
 test-maths: install

@@ -24,10 +24,3 @@ def shared() -> Path:
 def reported(shared: Path) -> list[dict[str, Any]]:
     """The publicly reported cases."""
     return read_cases(shared / "cases" / "verifier.jsonl")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker for the whole folder: some tests count every sandbox process of the machine."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents and item.get_closest_marker("engine") is None:
-            item.add_marker(pytest.mark.xdist_group("reward"))

@@ -32,18 +32,26 @@ def sandboxed() -> list[int]:
     return found
 
 
+def left_over(*, within_s: float = 10.0) -> list[int]:
+    """Sandbox processes that are still there after a grace in which a busy machine can reap them."""
+    deadline = time.monotonic() + within_s
+    while (found := sandboxed()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
 def test_reported_cases(reported: list[dict[str, Any]]) -> None:
     cases = [case for case in reported if case["kind"] == "code_exec"]
     with VerifierPool(QUICK, workers=2) as pool:
         assert misjudged(cases, pool.verify_batch([item(case) for case in cases])) == []
-    assert sandboxed() == []
+    assert left_over() == []
 
 
 def test_own_cases() -> None:
     cases = own_cases("code")
     with VerifierPool(QUICK, workers=2) as pool:
         assert misjudged(cases, pool.verify_batch([item(case) for case in cases])) == []
-    assert sandboxed() == []
+    assert left_over() == []
     assert {"accepted", "rejected", "cheating"} <= {case["note"] for case in cases}
 
 
@@ -91,7 +99,7 @@ def test_memory_of_all_processes_together_is_bounded() -> None:
     hoard = "        x = bytearray(200 * 2**20)\n        time.sleep(60)\n"
     spread = f"import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n{hoard}time.sleep(60)"
     assert run(spread, limits=Limits(time_limit_s=30.0, memory_limit_mb=256)).status == "memory"
-    assert sandboxed() == []
+    assert left_over() == []
 
 
 def test_result_does_not_wait_for_a_child_left_behind() -> None:
@@ -103,7 +111,7 @@ def test_result_does_not_wait_for_a_child_left_behind() -> None:
     outcome = run(program, limits=Limits(time_limit_s=10.0))
     assert (outcome.status, outcome.stdout) == ("ok", b"3\n")
     assert time.monotonic() - started < 8
-    assert sandboxed() == []
+    assert left_over() == []
 
 
 def test_sandbox_dies_with_the_worker_that_runs_it() -> None:
@@ -114,10 +122,7 @@ def test_sandbox_dies_with_the_worker_that_runs_it() -> None:
         )
         verdict = pool.verify_batch([(hang, {"answer": ADD})])[0]
         assert verdict.reason == "timeout"
-    deadline = time.monotonic() + 2
-    while sandboxed():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    assert left_over() == []
 
 
 def test_unprivileged_user_gets_the_same_sandbox() -> None:
