@@ -67,7 +67,8 @@ def test_recipe_runs_to_a_model(name: str, tmp_path: Path) -> None:
     for row in rows:
         # sampled, second-turn and privileged rows alike: the learner reads the tokens that the engine sampled
         assert row["rollout_policy_logprob_gap/max"] < 1e-3
-        assert row["grad_norm"] > 0
+        # rltf_sd learns from scores alone: a policy of four steps that gets nothing right rightly stays where it is
+        assert row["grad_norm"] > 0 or (name == "rltf_sd" and row["reward"] == row["second_turn_reward"] == 0.0)
         for figure in FIGURES.get(name, []):
             assert row[figure] is not None, figure
     assert (out / "policy" / "config.json").is_file()
