@@ -30,7 +30,8 @@ RECIPES = {
     "pi_distill.yaml, KL in the loss": [*GROUP, "stages.pi_distill.steps=2", "objective.kl_in=loss"],
     "rltf_sd": [*GROUP, "stages.rltf-sd.steps=2"],
     "rltf_fm": [*GROUP, "stages.rltf-fm.steps=2"],
-    "alm": [*TEACHER, "stages.alm.steps=2"],
+    # warmed up until it writes whole characters: a row whose bytes are no text has nothing to align
+    "alm": [*TEACHER, "stages.sft.steps=80", "stages.sft.optim={lr: 3.0e-3}", "stages.alm.steps=2"],
     "kdrl.yaml, hidden": [
         *TEACHER, *GROUP, "stages.kdrl.steps=2", "objective={kind: opd}", "teacher.transport=hidden",
         "teacher.engine=transformers",
