@@ -26,7 +26,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	set -e; for folder in tests/*/; do $(BIN)/mypy $$folder; done  # one by one: each folder has a conftest of its own
+	set -e; for folder in tests/conftest.py tests/*/; do $(BIN)/mypy $$folder; done  # one by one: each folder has a conftest of its own
 	$(BIN)/lint-imports
 
 install:

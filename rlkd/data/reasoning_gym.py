@@ -31,19 +31,31 @@ def load_reasoning_gym(spec: ReasoningGymData, *, where: str) -> list[Example]:
         dataset = reasoning_gym.create_dataset(spec.task, size=spec.size, seed=_spread(spec.seed), **spec.config)
     except (TypeError, AssertionError, ValueError) as error:
         raise RecipeError(f"{where}.config: task '{spec.task}' does not accept it: {error}") from None
-    return [_example(spec, index, dataset[index]) for index in range(spec.size)]
+    examples = [_example(spec, index, dataset[index]) for index in range(spec.size)]
+    if any(example.solution is None for example in examples) and spec.worked_share < 1:
+        raise RecipeError(f"{where}.worked_share: task '{spec.task}' has no worked solutions to leave out")
+    return examples
 
 
-def _spread(seed: int) -> int:
+def _spread(seed: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big") >> 1
 
 
+def _shows_steps(identity: str, share: float) -> bool:
+    """A fixed ``share`` of all problems, drawn by their ids."""
+    return _spread(f"steps {identity}") < share * 2**31
+
+
 def _example(spec: ReasoningGymData, index: int, entry: Mapping[str, Any]) -> Example:
+    identity = f"{spec.task}-{spec.seed}-{index}"
+    solution = worked_solution(spec.task, entry)
+    if solution is not None and not _shows_steps(identity, spec.worked_share):
+        solution = f"\\boxed{{{entry['answer']}}}"
     return Example(
-        id=f"{spec.task}-{spec.seed}-{index}",
+        id=identity,
         question=str(entry["question"]),
         answer=entry["answer"],
-        solution=worked_solution(spec.task, entry),
+        solution=solution,
         fields={"entry": dict(entry), "expression": entry["metadata"].get("expression", "")},
     )
 

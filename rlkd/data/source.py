@@ -59,6 +59,22 @@ def load_sources(sources: Sequence[Source], *, where: str, root: Path) -> Loaded
     return loaded
 
 
+def load_held_in(sources: Sequence[Source], held_out: Sequence[Example], *, where: str, root: Path) -> Loaded:
+    """``load_sources`` without any question of ``held_out``: what is trained on is never evaluated on.
+
+    Raises: RecipeError as ``load_sources``, or when nothing else remains.
+    """
+    loaded = load_sources(sources, where=where, root=root)
+    questions = {example.question for example in held_out}
+    fresh = [example for example in loaded.examples if example.question not in questions]
+    if len(fresh) < len(loaded.examples):
+        loaded.excluded["question also in data.eval"] = len(loaded.examples) - len(fresh)
+        loaded.examples = fresh
+    if not fresh:
+        raise RecipeError(f"{where}: every question is also in data.eval; nothing would be held out")
+    return loaded
+
+
 def _rows(source: FileData | HubData, where: str, root: Path) -> Any:
     import datasets
 

@@ -150,6 +150,9 @@ class ReasoningGymData(Section):
     config: dict[str, Any] = Field(default_factory=dict, description="the task's own settings")
     size: Positive
     seed: NonNegative
+    worked_share: Fraction = Field(
+        default=1.0, description="share of the solutions that show their steps; the others only state the answer"
+    )
     card: str | None = "reasoning-gym"
 
 

@@ -15,7 +15,7 @@ from rlkd.checkpoint import read_json, write_json
 from rlkd.cluster import Cluster, check_fit
 from rlkd.data.privileged import PrivilegedBuilder
 from rlkd.data.prompt import PromptBuilder
-from rlkd.data.source import Loaded, load_sources
+from rlkd.data.source import Loaded, load_held_in, load_sources
 from rlkd.errors import RecipeError
 from rlkd.launch import Launch
 from rlkd.models import load_tokenizer, materialise
@@ -101,15 +101,8 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
 
 
 def _load_data(recipe: Recipe, root: Path, console: Console) -> tuple[Loaded, Loaded]:
-    train_data = load_sources(recipe.data.train, where="data.train", root=root)
     eval_data = load_sources(recipe.data.eval, where="data.eval", root=root) if recipe.data.eval else Loaded()
-    questions = {example.question for example in eval_data.examples}
-    fresh = [example for example in train_data.examples if example.question not in questions]
-    if len(fresh) < len(train_data.examples):
-        train_data.excluded["question also in data.eval"] = len(train_data.examples) - len(fresh)
-        train_data.examples = fresh
-    if not fresh:
-        raise RecipeError("data.train: every question is also in data.eval; nothing would be held out")
+    train_data = load_held_in(recipe.data.train, eval_data.examples, where="data.train", root=root)
     for name, loaded in (("train", train_data), ("eval", eval_data)):
         _report_exclusions(console, name, loaded.excluded)
     return train_data, eval_data

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.cluster import Pending, gather
-from rlkd.data.source import load_sources
+from rlkd.data.source import load_held_in
 from rlkd.errors import RecipeError
 from rlkd.recipe.schema import SftStage
 from rlkd.records import Prompt
@@ -57,7 +57,8 @@ def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[
     if stage.data is None:
         prompts = run.train_prompts
     else:
-        loaded = load_sources(stage.data, where=f"stages.{stage.name}.data", root=root)
+        held_out = [prompt.example for prompt in run.eval_prompts]
+        loaded = load_held_in(stage.data, held_out, where=f"stages.{stage.name}.data", root=root)
         prompts = [run.builder.prompt(example) for example in loaded.examples]
     if all(prompt.example.solution is None for prompt in prompts):
         raise RecipeError(

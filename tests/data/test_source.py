@@ -11,7 +11,7 @@ import pytest
 
 from rlkd.data.prompt import PromptBuilder
 from rlkd.data.reasoning_gym import load_reasoning_gym
-from rlkd.data.source import load_sources
+from rlkd.data.source import load_held_in, load_sources
 from rlkd.errors import RecipeError
 from rlkd.models.tokenizer import build_tokenizer
 from rlkd.recipe.schema import BpeTokenizer, CharTokenizer, DataSpec, FieldMap, FieldRule, FileData, ReasoningGymData
@@ -110,6 +110,27 @@ def test_worked_solutions_are_right() -> None:
             left, _, right = step.partition("=")
             assert eval(left) == int(right)
         assert example.solution.endswith(f"\\boxed{{{example.answer}}}")
+
+
+def test_worked_share_leaves_steps_out_of_that_many_solutions() -> None:
+    many = CHAIN.model_copy(update={"size": 2000, "worked_share": 0.3})
+    full, some = (load_reasoning_gym(spec, where="x") for spec in (many.model_copy(update={"worked_share": 1.0}), many))
+    short = [example for example in some if example.solution == f"\\boxed{{{example.answer}}}"]
+    assert abs(len(short) / len(some) - 0.7) < 0.03
+    assert all(a.solution == b.solution for a, b in zip(full, some, strict=True) if b not in short)
+    assert some == load_reasoning_gym(many, where="x")
+    riddle = ReasoningGymData(task="leg_counting", size=4, seed=1, worked_share=0.5)
+    with pytest.raises(RecipeError, match=r"data\.train\.worked_share: task 'leg_counting' has no worked solutions"):
+        load_reasoning_gym(riddle, where="data.train")
+
+
+def test_what_is_evaluated_is_never_trained_on() -> None:
+    examples = load_reasoning_gym(CHAIN, where="x")
+    loaded = load_held_in([CHAIN], examples[:7], where="stages.sft.data", root=Path())
+    assert {example.question for example in examples[:7]}.isdisjoint(example.question for example in loaded.examples)
+    assert loaded.excluded["question also in data.eval"] == len(examples) - len(loaded.examples) >= 7
+    with pytest.raises(RecipeError, match=r"stages\.sft\.data: every question is also in data\.eval"):
+        load_held_in([CHAIN], examples, where="stages.sft.data", root=Path())
 
 
 @pytest.mark.parametrize("spec", [CharTokenizer(), BpeTokenizer(vocab_size=400)], ids=["char", "bpe"])

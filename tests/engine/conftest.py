@@ -21,9 +21,9 @@ def recipe() -> Recipe:
     return Launch().resolve(load_recipe(ROOT / "recipes" / "kdrl.yaml"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One real Ray cluster for the session's engine tests."""
+    """A real Ray cluster for one module's tests: the next module may start its own."""
     with Cluster(tmp_path_factory.mktemp("logs"), start_deadline_s=300.0) as started:
         yield started
 

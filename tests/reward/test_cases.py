@@ -110,7 +110,7 @@ def test_reported_cases_inside_ray(reported: list[dict[str, Any]]) -> None:
             with VerifierPool(ROUTED, workers=1) as pool:
                 return await pool.averify_batch(batch)
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         task = ray.remote(num_cpus=0.1)(judge)
         plain = ray.remote(num_cpus=0.1)(Plain)
