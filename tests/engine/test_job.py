@@ -65,16 +65,16 @@ def test_the_final_policy_is_an_ordinary_model(undisturbed: Path) -> None:
     assert written.shape[1] > ids["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("moment", ["in the teacher's SFT", "after step 1", "after step 3"])
-def test_a_killed_run_ends_where_an_undisturbed_one_does(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+def test_a_run_killed_three_times_ends_where_an_undisturbed_one_does(undisturbed: Path, tmp_path: Path) -> None:
+    """In the teacher's SFT, before the first checkpoint (step 2), and between two checkpoints."""
     out = tmp_path / "killed"
-    sign = {
-        "in the teacher's SFT": lambda: (out / "logs" / "SftWorker-sft-teacher-0.log").exists(),
-        "after step 1": lambda: steps_logged(out) >= 1,
-        "after step 3": lambda: steps_logged(out) >= 3,
-    }[moment]
-    run_and_kill(out, OVERRIDES, sign)
-    assert not (out / "summary.json").exists()
+    for moment in (
+        lambda: (out / "logs" / "SftWorker-sft-teacher-0.log").exists(),
+        lambda: steps_logged(out) == 1,
+        lambda: steps_logged(out) >= 3,
+    ):
+        run_and_kill(out, OVERRIDES, moment)
+        assert not (out / "summary.json").exists()
     assert "continuing" in run(out, OVERRIDES)
     assert difference(undisturbed, out) == 0.0
     metrics = [(p / "metrics.jsonl").read_text().splitlines() for p in (undisturbed, out)]
