@@ -91,7 +91,11 @@ class Run:
 
     def verify(self, groups: Sequence[RolloutGroup]) -> list[Verdict]:
         """Judge every rollout; a failed check abstains."""
-        items = [(rollout.text, group.prompt.example.for_verifier()) for group in groups for rollout in group.rollouts]
+        items = [
+            (rollout.text, group.prompt.example.for_verifier() | {"completion_tokens": len(rollout.completion_ids)})
+            for group in groups
+            for rollout in group.rollouts
+        ]
         verdicts = self.pool.verify_batch(items)
         self.abstained += sum(verdict.abstained for verdict in verdicts)
         return verdicts
