@@ -50,7 +50,7 @@ def _shows_steps(identity: str, share: float) -> bool:
 def _example(spec: ReasoningGymData, index: int, entry: Mapping[str, Any], where: str) -> Example:
     identity = f"{spec.task}-{spec.seed}-{index}"
     answer, solution = entry["answer"], worked_solution(spec.task, entry)
-    fields = {"entry": dict(entry), "expression": entry["metadata"].get("expression", "")}
+    fields = {"metadata": dict(entry["metadata"]), "expression": entry["metadata"].get("expression", "")}
     if spec.options is not None:
         found = lettered(str(answer), count=spec.options, seed=_spread(f"options {identity}"))
         if found is None:
