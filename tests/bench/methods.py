@@ -27,12 +27,12 @@ RECIPE = ROOT / "recipes" / "kdrl.yaml"
 def variants(steps: int, rows: int, updates: int) -> dict[str, list[str]]:
     """Overrides of each method; SFT sees as many solutions in as many updates as the others see rollouts."""
     rl = f"stages=[{{kind: rl, name: rl, steps: {steps}}}]"
+    grpo = ["optim.lr=2.0e-4", "rollout.prompts_per_step=16", "rollout.group_size=8"]  # as recipes/grpo.yaml
     optim = "{lr: 1.0e-3, betas: [0.9, 0.95], schedule: cosine, warmup_steps: 32}"
     sft = f"{{kind: sft, name: sft, steps: {steps * updates}, batch_size: {rows // updates}, optim: {optim}}}"
     return {
-        "GRPO": [rl, "objective={kind: grpo, clip_low: 0.2, clip_high: 0.28}"],
+        "GRPO": [rl, "objective={kind: grpo, clip_low: 0.2, clip_high: 0.28}", *grpo],
         "distillation, reverse KL": [rl, "objective={kind: distill}"],
-        "KDRL, only wrong rollouts": [rl, "objective.mask=response"],
         "SFT, continued": [f"stages=[{sft}]"],
     }
 
