@@ -20,11 +20,8 @@ def lettered(answer: str, *, count: int, seed: int) -> tuple[dict[str, str], str
         count: 2 to 10.
         seed: equal seeds give equal options.
     """
-    try:
-        number = Decimal(answer.strip())
-    except InvalidOperation:
-        return None
-    if not number.is_finite():
+    number = _number(answer)
+    if number is None:
         return None
     draw = Random(seed)
     steps = [0]
@@ -40,3 +37,19 @@ def lettered(answer: str, *, count: int, seed: int) -> tuple[dict[str, str], str
     draw.shuffle(places)
     options = {LETTERS[place]: texts[index] for place, index in enumerate(places)}
     return options, LETTERS[places.index(right)]
+
+
+def signed(answer: str) -> tuple[dict[str, str], str] | None:
+    """The three signs by letter, and the letter of ``answer``'s; None when it is no plain number."""
+    number = _number(answer)
+    if number is None:
+        return None
+    return {"A": "negative", "B": "zero", "C": "positive"}, "ABC"[(number >= 0) + (number > 0)]
+
+
+def _number(text: str) -> Decimal | None:
+    try:
+        number = Decimal(text.strip())
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rlkd.data.options import lettered
+from rlkd.data.options import lettered, signed
 from rlkd.errors import RecipeError, did_you_mean
 from rlkd.recipe.schema import ReasoningGymData
 from rlkd.records import Example
@@ -52,22 +52,21 @@ def _example(spec: ReasoningGymData, index: int, entry: Mapping[str, Any], where
     answer, solution = entry["answer"], worked_solution(spec.task, entry)
     fields = {"metadata": dict(entry["metadata"]), "expression": entry["metadata"].get("expression", "")}
     if spec.options is not None:
-        found = lettered(str(answer), count=spec.options, seed=_spread(f"options {identity}"))
+        seed = _spread(f"options {identity}")
+        found = signed(str(answer)) if spec.options == "sign" else lettered(str(answer), count=spec.options, seed=seed)
         if found is None:
             raise RecipeError(f"{where}.options: the answer {answer!r} of task '{spec.task}' is no plain number")
         fields["options"], letter = found
-        solution = solution and _chosen(solution, str(answer), fields["options"], letter)
+        solution = solution and _boxed(solution, str(answer), letter)
         answer = letter
     if solution is not None and not _shows_steps(identity, spec.worked_share):
         solution = f"\\boxed{{{answer}}}"
     return Example(id=identity, question=str(entry["question"]), answer=answer, solution=solution, fields=fields)
 
 
-def _chosen(solution: str, number: str, options: Mapping[str, str], letter: str) -> str:
-    """The same steps, then the options read in order up to the number they lead to, and its letter in the box."""
-    steps = solution.removesuffix(f"\\boxed{{{number}}}")
-    read = [f"{name}. {text}, " for name, text in options.items() if name <= letter]
-    return f"{steps}{''.join(read)}\\boxed{{{letter}}}"
+def _boxed(solution: str, number: str, letter: str) -> str:
+    """The same steps, with the letter of what they lead to in the box."""
+    return solution.removesuffix(f"\\boxed{{{number}}}") + f"\\boxed{{{letter}}}"
 
 
 def worked_solution(task: str, entry: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from reward.multiple_choice import MultipleChoiceVerifier
-from rlkd.data.options import LETTERS, lettered
+from rlkd.data.options import LETTERS, lettered, signed
 from rlkd.data.prompt import PromptBuilder
 from rlkd.data.reasoning_gym import load_reasoning_gym
 from rlkd.errors import RecipeError
@@ -88,9 +88,24 @@ def test_any_plain_number_keeps_its_spelling_and_its_decimals(answer: str) -> No
     assert all(miss.denominator == 1 and abs(miss) <= 40 for miss in misses)  # four gaps of at most ten
 
 
+@pytest.mark.parametrize(("answer", "letter"), [("-4", "A"), ("-0.5", "A"), ("0", "B"), ("-0", "B"), ("3", "C")])
+def test_signs(answer: str, letter: str) -> None:
+    assert signed(answer) == ({"A": "negative", "B": "zero", "C": "positive"}, letter)
+
+
+def test_signs_of_sums_end_their_steps() -> None:
+    verifier = MultipleChoiceVerifier(boxed_only=True)
+    for example in load_reasoning_gym(PLAIN.model_copy(update={"options": "sign"}), where="x"):
+        assert example.solution is not None
+        total = int(example.solution.rsplit(", ", 1)[0].rpartition("=")[2])
+        assert signed(str(total)) == (example.fields["options"], example.answer)
+        assert verifier.verify(example.solution, example.for_verifier()).score == 1.0
+
+
 def test_what_is_no_number_is_refused_by_name() -> None:
     assert lettered("yes", count=4, seed=0) is None
     assert lettered("NaN", count=4, seed=0) is None
+    assert signed("yes") is None
     with pytest.raises(RecipeError, match=r"data\.train\.options: the answer .* of task 'word_sorting'"):
         load_reasoning_gym(ReasoningGymData(task="word_sorting", size=2, seed=1, options=4), where="data.train")
 
