@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rlkd.errors import RecipeError
+from rlkd.recipe.offline_checks import CHECKS as OFFLINE_CHECKS
 from rlkd.recipe.privileged_checks import CHECKS as PRIVILEGED_CHECKS
 from rlkd.recipe.privileged_checks import separate_teachers
 from rlkd.recipe.schema import Recipe, RlStage, ScratchModel, SftStage, TeacherSpec
@@ -161,4 +162,5 @@ _CHECKS: tuple[Check, ...] = (
     _schedules,
     _placeholders,
     *PRIVILEGED_CHECKS,
+    *OFFLINE_CHECKS,
 )
