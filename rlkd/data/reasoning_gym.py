@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rlkd.data.options import lettered
 from rlkd.errors import RecipeError, did_you_mean
 from rlkd.recipe.schema import ReasoningGymData
 from rlkd.records import Example
@@ -31,7 +32,7 @@ def load_reasoning_gym(spec: ReasoningGymData, *, where: str) -> list[Example]:
         dataset = reasoning_gym.create_dataset(spec.task, size=spec.size, seed=_spread(spec.seed), **spec.config)
     except (TypeError, AssertionError, ValueError) as error:
         raise RecipeError(f"{where}.config: task '{spec.task}' does not accept it: {error}") from None
-    examples = [_example(spec, index, dataset[index]) for index in range(spec.size)]
+    examples = [_example(spec, index, dataset[index], where) for index in range(spec.size)]
     if any(example.solution is None for example in examples) and spec.worked_share < 1:
         raise RecipeError(f"{where}.worked_share: task '{spec.task}' has no worked solutions to leave out")
     return examples
@@ -46,18 +47,25 @@ def _shows_steps(identity: str, share: float) -> bool:
     return _spread(f"steps {identity}") < share * 2**31
 
 
-def _example(spec: ReasoningGymData, index: int, entry: Mapping[str, Any]) -> Example:
+def _example(spec: ReasoningGymData, index: int, entry: Mapping[str, Any], where: str) -> Example:
     identity = f"{spec.task}-{spec.seed}-{index}"
-    solution = worked_solution(spec.task, entry)
+    answer, solution = entry["answer"], worked_solution(spec.task, entry)
+    fields = {"metadata": dict(entry["metadata"]), "expression": entry["metadata"].get("expression", "")}
+    if spec.options is not None:
+        found = lettered(str(answer), count=spec.options, seed=_spread(f"options {identity}"))
+        if found is None:
+            raise RecipeError(f"{where}.options: the answer {answer!r} of task '{spec.task}' is no plain number")
+        fields["options"], letter = found
+        solution = solution and _boxed(solution, str(answer), letter)
+        answer = letter
     if solution is not None and not _shows_steps(identity, spec.worked_share):
-        solution = f"\\boxed{{{entry['answer']}}}"
-    return Example(
-        id=identity,
-        question=str(entry["question"]),
-        answer=entry["answer"],
-        solution=solution,
-        fields={"entry": dict(entry), "expression": entry["metadata"].get("expression", "")},
-    )
+        solution = f"\\boxed{{{answer}}}"
+    return Example(id=identity, question=str(entry["question"]), answer=answer, solution=solution, fields=fields)
+
+
+def _boxed(solution: str, number: str, letter: str) -> str:
+    """The same steps, with the letter of the number they lead to in the box."""
+    return solution.removesuffix(f"\\boxed{{{number}}}") + f"\\boxed{{{letter}}}"
 
 
 def worked_solution(task: str, entry: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from rlkd.errors import RecipeError
 from rlkd.recipe.offline_checks import CHECKS as OFFLINE_CHECKS
 from rlkd.recipe.privileged_checks import CHECKS as PRIVILEGED_CHECKS
 from rlkd.recipe.privileged_checks import separate_teachers
-from rlkd.recipe.schema import Recipe, RlStage, ScratchModel, SftStage, TeacherSpec
+from rlkd.recipe.schema import ReasoningGymData, Recipe, RlStage, ScratchModel, SftStage, TeacherSpec
 
 Check = Callable[[Recipe], Iterator[str]]
 
@@ -150,6 +150,24 @@ def _placeholders(recipe: Recipe) -> Iterator[str]:
         yield f"data.prompt: {recipe.data.prompt!r} does not contain {{question}}"
 
 
+_NUMBERS = ("math", "numeric", "reasoning_gym")  # verifiers that don't know letters
+
+
+def _options(recipe: Recipe) -> Iterator[str]:
+    own = {f"stages.{stage.name}.data": stage.data for stage in recipe.stages if isinstance(stage, SftStage)}
+    sources = {"data.train": recipe.data.train, "data.eval": recipe.data.eval, **own}
+    for where, listed in sources.items():
+        if not any(isinstance(source, ReasoningGymData) and source.options for source in listed or ()):
+            continue
+        if "{options}" not in recipe.data.prompt:
+            yield f'{where}.options: data.prompt does not list them; write data.prompt: "{{question}}\\n{{options}}"'
+        if recipe.verifier.kind in _NUMBERS:
+            yield (
+                f"{where}.options: the answer is a letter, which verifier '{recipe.verifier.kind}' does not judge; "
+                "write verifier: {kind: multiple_choice}"
+            )
+
+
 _CHECKS: tuple[Check, ...] = (
     _teacher,
     _vocabulary,
@@ -161,6 +179,7 @@ _CHECKS: tuple[Check, ...] = (
     _evaluation,
     _schedules,
     _placeholders,
+    _options,
     *PRIVILEGED_CHECKS,
     *OFFLINE_CHECKS,
 )

@@ -157,6 +157,11 @@ class ReasoningGymData(Section):
     worked_share: Fraction = Field(
         default=1.0, description="share of the solutions that show their steps; the others only state the answer"
     )
+    options: Annotated[int, Field(ge=2, le=10)] | None = Field(
+        default=None,
+        description="makes each number a choice among so many near misses: {options} in data.prompt lists them, the "
+        "answer is a letter",
+    )
     card: str | None = "reasoning-gym"
 
 

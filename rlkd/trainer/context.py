@@ -14,7 +14,7 @@ from rlkd.data.prompt import PromptBuilder
 from rlkd.evaluate import summarise
 from rlkd.recipe import Recipe
 from rlkd.recipe.privileged_checks import longest_sampled_prompt, teacher_prompt_budget
-from rlkd.records import Prompt, RolloutGroup
+from rlkd.records import Prompt, Rollout, RolloutGroup
 from rlkd.rollout.vllm_engine import EngineSettings
 from rlkd.trainer.console import Console
 from rlkd.trainer.fleet import Fleet, Published, Sampling, sample
@@ -91,7 +91,7 @@ class Run:
 
     def verify(self, groups: Sequence[RolloutGroup]) -> list[Verdict]:
         """Judge every rollout; a failed check abstains."""
-        items = [(rollout.text, group.prompt.example.for_verifier()) for group in groups for rollout in group.rollouts]
+        items = [(rollout.text, _told(group, rollout)) for group in groups for rollout in group.rollouts]
         verdicts = self.pool.verify_batch(items)
         self.abstained += sum(verdict.abstained for verdict in verdicts)
         return verdicts
@@ -116,6 +116,18 @@ class Run:
         """Empty learner processes, one a rank."""
         share = 0.5 if self.recipe.cluster.placement == "colocated" else 1.0
         return [self.cluster.spawn(f"LearnerWorker-{stage}-{rank}", gpus=share) for rank in range(self.ranks)]
+
+
+def _told(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
+    """What a verifier may read beside the text: the row, and what shaping terms (length, repetition, leak, ...) use."""
+    prompt, count = group.prompt, len(rollout.completion_ids)
+    return prompt.example.for_verifier() | {
+        "prompt": prompt.text,
+        "privileged": prompt.privileged.privileged if prompt.privileged else None,
+        "completion_ids": list(rollout.completion_ids),
+        "completion_tokens": count,
+        "turn_tokens": [count],
+    }
 
 
 def all_of(calls: Sequence[Pending], deadline_s: float) -> list[Any]:

@@ -80,6 +80,15 @@ def test_contradictions_are_found_before_anything_starts(overrides: list[str], s
     assert said in fault(*overrides)
 
 
+def test_options_need_a_place_in_the_prompt_and_a_verifier_of_letters() -> None:
+    alphamed = ROOT / "recipes" / "alphamed.yaml"
+    assert "data.train.options: data.prompt does not list them" in fault("data.prompt='{question}'", recipe=alphamed)
+    message = fault("verifier={kind: math}", recipe=alphamed)
+    assert "data.train.options: the answer is a letter, which verifier 'math' does not judge" in message
+    assert "data.eval.options" in message
+    assert "data.train.options" in fault("data.train.options=11", recipe=alphamed)
+
+
 def test_all_faults_are_reported_at_once() -> None:
     message = fault("optim.lrr=1", "rollout.groupsize=3")
     assert "optim.lrr" in message

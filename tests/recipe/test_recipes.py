@@ -1,0 +1,62 @@
+"""What the recipes say about themselves is true: cards exist, provenance names what is there and leaves nothing out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkd.recipe import load_recipe
+from rlkd.recipe.loading import read_recipe_file
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+PAPER = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))
+TITLES = ("name", "description", "seed", "provenance")
+LABELS = ("kind", "name", "card")  # which part is meant, not how it is set
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything that a recipe sets."""
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
+        yield from leaves(value, f"{path}{key}.")
+    if not isinstance(node, dict | list):
+        yield path.rstrip("."), node
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_cards_exist(path: Path) -> None:
+    cards = {card.stem for card in (ROOT / "data_cards").glob("*.yaml")}
+    named = {value for key, value in leaves(read_recipe_file(path)) if key.endswith(".card") and value is not None}
+    assert named <= cards
+
+
+def child(node: Any, part: str) -> Any:
+    """What ``part`` names below ``node``; a source that stands alone needs no index. Raises: LookupError."""
+    if isinstance(node, list):
+        return node[int(part)] if part.isdigit() else child(node[0], part)
+    if not isinstance(node, dict):
+        raise LookupError(part)
+    return node[part]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_provenance_names_what_is_there(path: Path) -> None:
+    recipe = load_recipe(path).model_dump(mode="json")
+    for key in recipe["provenance"]:
+        node = recipe
+        for part in key.split("."):
+            node = child(node, part)
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_every_setting_of_a_paper_has_its_provenance(path: Path) -> None:
+    raw = read_recipe_file(path)
+    for key, _ in leaves({name: section for name, section in raw.items() if name not in TITLES}):
+        parts = key.split(".")
+        covered = any(".".join(parts[: end + 1]) in raw["provenance"] for end in range(len(parts)))
+        columns = "fields" in parts  # they belong to the data set, whose path has its provenance
+        assert covered or columns or parts[-1] in LABELS, f"{key} has no provenance"
