@@ -11,7 +11,7 @@ counts as wrong); the order of rows stays, as the trainer shuffles with its own 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class PairReport:
 
 
 def build_pairs(
-    source: str | Path,
+    source: str | Path | Iterable[Row],
     out: str | Path,
     *,
     card: DataCard | None,
@@ -66,7 +66,7 @@ def build_pairs(
     """Write ``out/sft.jsonl`` and ``out/pairs.jsonl``; judging resumes where an earlier call stopped.
 
     Args:
-        source: a file of rows; with a card, raw rows of that card, else rows with question, answer and traces.
+        source: a file of rows, or rows; with a card, raw rows of that card, else rows with question, answer and traces.
         verifier: its spec, written to the report; a resume with another one is refused.
         filters: steps to run before judging, e.g. WhereFilter and LengthFilter.
         label: whose word makes a trace right: the verifier's, the publisher's claim, or both (REDI).
