@@ -22,7 +22,7 @@ from rlkd.data.cards import DataCard
 from rlkd.data.curate.run import curate, curated_rows
 from rlkd.data.curate.step import Step
 from rlkd.data.curate.where import Label, LabelTraces, VerifyBatch
-from rlkd.data.rows import Row, atomic_open, dump_row, write_json
+from rlkd.data.rows import BadRow, Row, atomic_open, dump_row, write_json
 
 
 class PairSettings(BaseModel):
@@ -32,6 +32,13 @@ class PairSettings(BaseModel):
     max_prompt: int | None = Field(default=None, ge=1)
     max_response: int | None = Field(default=None, ge=1)
     pairs_per_problem: int = Field(default=1, ge=1)
+
+
+def trace_rows(card: DataCard, data_dir: str | Path | None = None) -> Path | Iterator[Row]:
+    """What ``build_pairs`` reads of a card: its local file, or its rows as the hub streams them."""
+    if card.source.file is not None:
+        return card.path(data_dir)
+    return (row for _, row in card.rows() if not isinstance(row, BadRow))
 
 
 @dataclass

@@ -109,7 +109,8 @@ class Console:
         offline = f"{summary['offline_updates']} offline updates, " if summary.get("offline_updates") else ""
         self.rich.print(
             f"{offline}{summary['steps']} RL steps in {summary['wall_s']:.0f} s; "
-            f"{summary['tokens']['generated']:,} tokens generated; rollout/policy log-prob gap mean {gap['mean']:.1e}, max {gap['max']:.1e} nats; "
+            f"{summary['tokens']['generated']:,} tokens generated; "
+            f"rollout/policy log-prob gap mean {gap['mean']:.1e}, max {gap['max']:.1e} nats; "
             f"{summary['abstained']} abstained verdicts\nmodel: {folder}/policy",
             soft_wrap=True,
         )

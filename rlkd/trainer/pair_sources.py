@@ -16,7 +16,7 @@ from rlkd.checkpoint import write_json
 from rlkd.cluster import gather
 from rlkd.data.cards import DataCard, data_folder, load_card
 from rlkd.data.curate.where import WhereFilter
-from rlkd.data.pairs import PairSettings, build_pairs
+from rlkd.data.pairs import PairSettings, build_pairs, trace_rows
 from rlkd.data.rows import BadRow, Row, atomic_open, dump_row, read_rows
 from rlkd.errors import DataCardError, RecipeError, did_you_mean
 from rlkd.recipe import Recipe
@@ -98,7 +98,7 @@ def check_sources(recipe: Recipe, root: Path) -> None:
             if not card.reading.traces:
                 raise RecipeError(f"{where}.name: card '{card.name}' names no traces (reading.traces)")
             if card.source.file is not None:
-                _card_file(card, root)
+                card.path(_card_folder(card, root))
 
 
 def _file(spec: FilePairs, root: Path, where: str) -> Path:
@@ -112,10 +112,9 @@ def _file(spec: FilePairs, root: Path, where: str) -> Path:
     return path
 
 
-def _card_file(card: DataCard, root: Path) -> Path:
-    assert card.source.file is not None
-    path = root / card.source.file
-    return path if path.is_file() else card.path(data_folder())
+def _card_folder(card: DataCard, root: Path) -> Path:
+    """Where a card's file is: ``data.dir``, else the folder of all data."""
+    return root if card.source.file and (root / card.source.file).is_file() else data_folder()
 
 
 # ---------------------------------------------------------------- gathering
@@ -217,12 +216,10 @@ def _card_pairs(
 ) -> Iterator[Pair]:
     """A card's traces, judged part by part: a killed run goes on at the part where it stopped."""
     card, verifier = load_card(spec.name), run.recipe.verifier
-    conditions = {
-        name: {key: tuple(values) for key, values in getattr(spec, name).items()} for name in ("keep", "drop")
-    }
+    keep, drop = ({key: tuple(values) for key, values in chosen.items()} for chosen in (spec.keep, spec.drop))
     try:
         found = build_pairs(
-            _card_file(card, root) if card.source.file is not None else _rows(card),
+            trace_rows(card, _card_folder(card, root)),
             out,
             card=card,
             verify_batch=run.pool.verify_batch,
@@ -241,10 +238,6 @@ def _card_pairs(
         run.console.status(f"{stage.name}: {line}")
     report.traces.update(found.traces)
     return _text_pairs(run, out / "pairs.jsonl", report)
-
-
-def _rows(card: DataCard) -> Iterator[Row]:
-    return (row for _, row in card.rows() if not isinstance(row, BadRow))
 
 
 def _counter(tokenizer: Any) -> Callable[[str], int]:

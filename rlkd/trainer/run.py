@@ -212,6 +212,8 @@ def _go(run: Run, models: dict[str, Path], root: Path) -> dict[str, Any]:
 
 def _before(run: Run, place: Path, policy: Path) -> dict[str, Any] | None:
     """Accuracy of the policy that enters the first RL or offline stage, measured once."""
+    if not run.eval_prompts:
+        return None
     target = place / "before.json"
     if target.exists():
         return read_json(target)["eval"]  # type: ignore[no-any-return]
