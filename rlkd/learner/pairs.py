@@ -153,7 +153,7 @@ def pair_slopes(
         )
     total = loss.sum()
     slopes = [slope.tolist() for slope in torch.autograd.grad(total, [right, wrong])]
-    return dict(zip([*chosen, *rejected], [*slopes[0], *slopes[1]], strict=True)), float(total)
+    return dict(zip([*chosen, *rejected], [*slopes[0], *slopes[1]], strict=True)), float(total.detach())
 
 
 def real_tokens(batch: MicroBatch) -> Tensor:

@@ -41,7 +41,7 @@ def written(folder: Path, rows: list[dict[str, Any]]) -> FilePairs:
     return FilePairs(path="pairs.jsonl")
 
 
-def test_a_files_pairs_are_the_prompt_and_both_turns(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_files_pairs_are_the_prompt_and_both_turns(run: Any, tmp_path: Path) -> None:
     run.eval_prompts = [Prompt(Example("e", "7 + 7?", "14"), "", ())]
     stage = stage_of(written(tmp_path, ROWS))
     pairs = gather_pairs(run, stage, tmp_path / "stage", models={}, root=tmp_path)
@@ -63,21 +63,21 @@ def test_a_files_pairs_are_the_prompt_and_both_turns(run: SimpleNamespace, tmp_p
     assert any("held-out" in line or "data.eval" in line for line in run.said)
 
 
-def test_gathered_pairs_are_not_gathered_again(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_gathered_pairs_are_not_gathered_again(run: Any, tmp_path: Path) -> None:
     stage = stage_of(written(tmp_path, ROWS[:2]))
     before = list(gather_pairs(run, stage, tmp_path / "stage", models={}, root=tmp_path))
     (tmp_path / "pairs.jsonl").unlink()
     assert list(gather_pairs(run, stage, tmp_path / "stage", models={}, root=tmp_path)) == before
 
 
-def test_no_pair_left_is_an_error_with_reasons(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_no_pair_left_is_an_error_with_reasons(run: Any, tmp_path: Path) -> None:
     stage = stage_of(written(tmp_path, [ROWS[2], ROWS[4]]))
     with pytest.raises(RecipeError, match=r"no pair is left; left out: .*max_prompt_tokens 40.*same tokens"):
         gather_pairs(run, stage, tmp_path / "stage", models={}, root=tmp_path)
     assert not (tmp_path / "stage" / "pairs.jsonl").exists()
 
 
-def test_a_cards_traces_are_judged_by_the_verifier(run: SimpleNamespace, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_cards_traces_are_judged_by_the_verifier(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """Two of three problems have both kinds; the verifier's word counts, not the publisher's claim."""
     from rlkd.data.cards import load_card
 
@@ -128,7 +128,7 @@ def test_samples_pair_different_right_and_wrong_traces() -> None:
     assert report.excluded == {"problem without a right and a wrong trace": 1}
 
 
-def test_rows_of_a_pair_share_group_and_prompt(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_rows_of_a_pair_share_group_and_prompt(run: Any, tmp_path: Path) -> None:
     stage = stage_of(written(tmp_path, ROWS[:2]))
     pairs = gather_pairs(run, stage, tmp_path / "stage", models={}, root=tmp_path)
     rows = pair_rows(pairs[:])
@@ -142,7 +142,7 @@ def test_rows_of_a_pair_share_group_and_prompt(run: SimpleNamespace, tmp_path: P
     assert rows[0].prompt_ids == rows[1].prompt_ids == pairs[0].prompt_ids
 
 
-def test_an_epoch_takes_every_pair_once(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_an_epoch_takes_every_pair_once(run: Any, tmp_path: Path) -> None:
     rows = [{**ROWS[1], "id": str(number)} for number in range(12)]
     pairs = gather_pairs(run, stage_of(written(tmp_path, rows)), tmp_path / "s", models={}, root=tmp_path)
     assert isinstance(pairs, PairFile)
@@ -183,7 +183,7 @@ def test_a_pair_longer_than_the_models_window_is_refused(tmp_path: Path) -> None
         check_window(stage_of(FilePairs(path="x"), max_response_tokens=49), tmp_path)
 
 
-def test_pairs_are_plain_data(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_pairs_are_plain_data(run: Any, tmp_path: Path) -> None:
     pairs = gather_pairs(run, stage_of(written(tmp_path, ROWS[:1])), tmp_path / "s", models={}, root=tmp_path)
     line = json.loads((tmp_path / "s" / "pairs.jsonl").read_text())
     assert {key: tuple(v) if isinstance(v, list) else v for key, v in line.items()} == dataclasses.asdict(pairs[0])
