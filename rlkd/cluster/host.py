@@ -6,8 +6,29 @@ import faulthandler
 import importlib
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rlkd.errors import RlkdError
+
+
+class WorkerError(Exception):
+    """What went wrong in a worker, as text: a library's own exception may not survive the way to the driver."""
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors of ours travel as they are; others leave their traceback in the log and travel as text."""
+    try:
+        yield
+    except RlkdError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise WorkerError(f"{type(error).__name__}: {error}") from None
 
 
 class Host:
@@ -26,12 +47,14 @@ class Host:
     def build(self, target: str, *args: Any, **kwargs: Any) -> str:
         """Construct the worker. Returns: the process id, as a sign of life."""
         module, _, name = target.partition(":")
-        self.target = getattr(importlib.import_module(module), name)(*args, **kwargs)
+        with _told():
+            self.target = getattr(importlib.import_module(module), name)(*args, **kwargs)
         return str(os.getpid())
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Forward to the worker."""
-        return getattr(self.target, method)(*args, **kwargs)
+        with _told():
+            return getattr(self.target, method)(*args, **kwargs)
 
     def address(self) -> tuple[str, int]:
         """This node's address and a port that the operating system just gave out."""

@@ -64,7 +64,7 @@ class Pending:
             if isinstance(cause, RlkdError):
                 raise type(cause)(f"{self.worker.name}: {cause}") from error
             raise ClusterError(
-                f"{self.worker.name} failed in `{self.what}`: {type(cause).__name__}: {cause}\n"
+                f"{self.worker.name} failed in `{self.what}`: {cause}\n"
                 f"  its log {self.worker.log_file} ends with\n{self.worker.tail()}"
             ) from error
         except ray.exceptions.RayError as error:

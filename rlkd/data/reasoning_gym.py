@@ -56,16 +56,18 @@ def _example(spec: ReasoningGymData, index: int, entry: Mapping[str, Any], where
         if found is None:
             raise RecipeError(f"{where}.options: the answer {answer!r} of task '{spec.task}' is no plain number")
         fields["options"], letter = found
-        solution = solution and _boxed(solution, str(answer), letter)
+        solution = solution and _chosen(solution, str(answer), fields["options"], letter)
         answer = letter
     if solution is not None and not _shows_steps(identity, spec.worked_share):
         solution = f"\\boxed{{{answer}}}"
     return Example(id=identity, question=str(entry["question"]), answer=answer, solution=solution, fields=fields)
 
 
-def _boxed(solution: str, number: str, letter: str) -> str:
-    """The same steps, with the letter of the number they lead to in the box."""
-    return solution.removesuffix(f"\\boxed{{{number}}}") + f"\\boxed{{{letter}}}"
+def _chosen(solution: str, number: str, options: Mapping[str, str], letter: str) -> str:
+    """The same steps, then the options read in order up to the number they lead to, and its letter in the box."""
+    steps = solution.removesuffix(f"\\boxed{{{number}}}")
+    read = [f"{name}. {text}, " for name, text in options.items() if name <= letter]
+    return f"{steps}{''.join(read)}\\boxed{{{letter}}}"
 
 
 def worked_solution(task: str, entry: Mapping[str, Any]) -> str | None:

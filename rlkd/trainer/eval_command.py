@@ -14,7 +14,7 @@ from rlkd.data.prompt import PromptBuilder
 from rlkd.data.source import load_sources
 from rlkd.errors import RecipeError
 from rlkd.launch import Launch
-from rlkd.models import load_tokenizer, materialise
+from rlkd.models import context_length, load_tokenizer, materialise
 from rlkd.recipe import Recipe, validate_recipe
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
@@ -65,10 +65,11 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
     folder = RunFolder.open(out, recipe, resume=True)
     try:
         model = materialise(recipe.policy, out / "models" / "policy", where="MODEL", seed=0, texts=tuple)
+        recipe = _fitted(recipe, model)
         tokenizer = load_tokenizer(model)
         loaded = load_sources(recipe.data.train, where=f"card {job.card}", root=Path.cwd())
         builder = PromptBuilder(tokenizer, recipe.data)
-        prompts, long = builder.prompts(loaded.examples, max_tokens=job.max_prompt_tokens)
+        prompts, long = builder.prompts(loaded.examples, max_tokens=recipe.rollout.max_prompt_tokens)
         for reason, count in (loaded.excluded + long).items():
             console.note(f"{count} rows left out: {reason}")
         if not prompts:
@@ -92,3 +93,16 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
         return summary
     finally:
         folder.lock.release()
+
+
+def _fitted(recipe: Recipe, model: Path) -> Recipe:
+    """With the prompt budget that the model's window leaves. Raises: RecipeError when that is next to nothing."""
+    window, completion = context_length(model), recipe.rollout.max_new_tokens
+    room = window - completion - 1
+    if room < window // 8:
+        raise RecipeError(
+            f"--max-new-tokens: {completion} leaves {max(0, room)} of the model's {window} tokens for the prompt; "
+            f"write {window // 2} or less"
+        )
+    budget = min(recipe.rollout.max_prompt_tokens, room)
+    return recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"max_prompt_tokens": budget})})

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -130,6 +131,11 @@ def _check_contents(path: Path, recipe: Recipe, *, resume: bool) -> bool:
             )
         return False
     differing = _differences(read_json(stored), recipe.model_dump(mode="json"))
+    if differing and not _anything_done(path):
+        for name in ("models", "stages", "logs"):
+            shutil.rmtree(path / name, ignore_errors=True)
+        (path / "manifest.json").unlink(missing_ok=True)
+        return False  # that run ended before its first result, most likely over the setting that is now another
     if differing:
         raise CheckpointError(
             f"{path} holds a run of another recipe; these keys differ: {', '.join(differing)}. "
@@ -141,6 +147,14 @@ def _check_contents(path: Path, recipe: Recipe, *, resume: bool) -> bool:
             f"{path} holds a finished run of this recipe; write --out OTHER, or --resume to see its result"
         )
     return True
+
+
+def _anything_done(path: Path) -> bool:
+    """Whether a run got as far as anything that costs time to make again."""
+    return any(
+        next(path.glob(pattern), None)
+        for pattern in ("stages/*/*.json", "metrics.jsonl", "checkpoints/*/*", "summary.json")
+    )
 
 
 def _differences(before: Any, after: Any, path: str = "") -> list[str]:

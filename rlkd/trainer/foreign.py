@@ -7,9 +7,8 @@ from pathlib import Path
 
 from rlkd.data.prompt import PromptBuilder
 from rlkd.errors import TeacherError
-from rlkd.models import load_tokenizer
+from rlkd.models import context_length, load_tokenizer
 from rlkd.trainer.context import Run
-from rlkd.trainer.teachers import context_length
 
 
 def as_teacher(run: Run, folder: Path) -> Run:

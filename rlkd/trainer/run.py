@@ -18,7 +18,7 @@ from rlkd.data.prompt import PromptBuilder
 from rlkd.data.source import Loaded, load_held_in, load_sources
 from rlkd.errors import RecipeError
 from rlkd.launch import Launch
-from rlkd.models import load_tokenizer, materialise
+from rlkd.models import check_windows, load_tokenizer, materialise
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
 from rlkd.recipe.offline_checks import samples_teacher
@@ -73,6 +73,7 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
     check_sources(recipe, root)
     data = _load_data(recipe, root, console)
     models = _prepare_models(recipe, folder, data[0].examples)
+    check_windows(recipe, models)
     tokenizer = load_tokenizer(models["policy"])
     builder = PromptBuilder(tokenizer, recipe.data)
     verifier = recipe.verifier

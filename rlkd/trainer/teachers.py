@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from rlkd.cluster import Pending
 from rlkd.errors import RecipeError, did_you_mean
-from rlkd.models import load_tokenizer
+from rlkd.models import context_length, load_tokenizer
 from rlkd.recipe import Recipe
 from rlkd.recipe.privileged import ServerTeacher
 from rlkd.recipe.privileged_checks import separate_teachers
@@ -142,9 +141,3 @@ def _fleet(run: Run, name: str, spec: TeacherSpec | ServerTeacher, folders: Mapp
         gpus=float(run.recipe.engine.tensor_parallel if on_vllm else 1),
         build_options={} if on_vllm else options,
     )
-
-
-def context_length(folder: Path) -> int:
-    """Positions that a model folder's config allows."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return int(config["max_position_embeddings"])

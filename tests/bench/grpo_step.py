@@ -178,6 +178,29 @@ def run_rlkd(folder: str, model: str, limit: int, steps: int) -> dict[str, Any]:
     return figures | {part: statistics.median(line[part] for line in lines) for part in parts}
 
 
+def run_bare(folder: str, model: str, limit: int, steps: int) -> dict[str, Any]:
+    """vLLM by itself on the same prompts: what the rollout workers could reach at most."""
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind"
+    )
+    from transformers import AutoTokenizer
+    from vllm import LLM, SamplingParams
+
+    size = SIZES[model]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = [[{"role": "user", "content": question}] for question in questions(size["prompts"])]
+    prompts = [{"prompt": tokenizer.apply_chat_template(t, add_generation_prompt=True, tokenize=False)} for t in turns]
+    llm = LLM(model=folder, dtype=size["dtype"], max_model_len=512, max_num_seqs=256, enforce_eager=True)
+    tokens, seconds = [], []
+    for step in range(steps + 1):
+        parameters = SamplingParams(n=GROUP, max_tokens=limit, temperature=1.0, detokenize=False, seed=step)
+        begun = time.perf_counter()
+        outputs = llm.generate(prompts, parameters, use_tqdm=False)
+        seconds.append(time.perf_counter() - begun)
+        tokens.append(float(sum(len(one.token_ids) for output in outputs for one in output.outputs)))
+    return _figures(tokens[1:], seconds[1:], 0.0)
+
+
 def _figures(tokens: list[float], seconds: list[float], memory: float) -> dict[str, Any]:
     rates = [count / time_s for count, time_s in zip(tokens, seconds, strict=True)]
     return {
@@ -214,24 +237,27 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(SIZES), default="small")
     parser.add_argument("--lengths", choices=["equal", "varying"], default="equal")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--one", choices=["trl", "rlkd"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=["trl", "rlkd", "bare"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     limit = 64 if options.lengths == "equal" else 256
     if options.one:
-        run = run_trl if options.one == "trl" else run_rlkd
+        run = {"trl": run_trl, "rlkd": run_rlkd, "bare": run_bare}[options.one]
         print("RESULT " + json.dumps(run(options.folder, options.model, limit, options.steps)))
         return
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "model"
         write_model(folder, options.model, options.lengths)
-        found = {name: _child(name, folder, options) for name in ("trl", "rlkd")}
+        found = {name: _child(name, folder, options) for name in ("trl", "rlkd", "bare")}
         found["limit"] = {"tokens_per_s": limit_tokens_per_s(str(folder), options.model, found["rlkd"])}
     for name, figures in found.items():
         print(f"{name:6}", {key: round(value, 3) for key, value in figures.items()})
     speed = found["rlkd"]["tokens_per_s"] / found["trl"]["tokens_per_s"]
     memory = found["rlkd"]["memory_gib"] / found["trl"]["memory_gib"]
     share = found["rlkd"]["tokens_per_s"] / found["limit"]["tokens_per_s"]
+    sampling = found["rlkd"]["tokens"] / found["rlkd"]["generate_s"] / found["bare"]["tokens_per_s"]
+    publishing = found["rlkd"]["publish_s"] / found["rlkd"]["step_s"]
+    print(f"rollout workers reach {sampling:.0%} of bare vLLM; publication takes {publishing:.1%} of a step")
     print(
         f"{options.model}, {options.lengths} lengths: {speed:.2f}x TRL's tokens/s, {memory:.2f}x its learner memory, "
         f"{share:.0%} of the limit"

@@ -1,9 +1,11 @@
-"""Methods against each other from one starting point, at equal steps and rollouts, over seeds:
+"""Methods against each other from one starting point, at equal steps and rollouts (or pairs), over seeds:
 
-python tests/bench/methods.py --seeds 3 --out runs/methods
+python tests/bench/methods.py kdrl        # KDRL, GRPO, distillation, more SFT: from one SFT policy, one SFT teacher
+python tests/bench/methods.py offline     # REDI, SFT on right traces, symmetric, DPO, SimPO: from one set of pairs
+python tests/bench/methods.py privileged  # OPSD, pi-Distill, RLTF-SD, RLTF-FM, GRPO, more SFT: from one SFT policy
 
-Each seed trains recipes/kdrl.yaml; the other methods start from that run's SFT policy and SFT teacher. Finished runs
-are kept in --out and not repeated. The interval is Student's t over seeds.
+Each seed runs the family's embedded recipe; the others start from that run's stages. Finished runs are kept in --out
+and not repeated. The interval is Student's t over seeds.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,73 +25,161 @@ from rich.table import Table
 from scipy import stats
 
 ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "recipes" / "kdrl.yaml"
+GRPO = "objective={kind: grpo, clip_low: 0.2, clip_high: 0.28}"
+GROUPS = ["optim.lr=2.0e-4", "rollout.prompts_per_step=16", "rollout.group_size=8"]  # as recipes/grpo.yaml
 
 
-def variants(steps: int, rows: int, updates: int) -> dict[str, list[str]]:
-    """Overrides of each method; SFT sees as many solutions in as many updates as the others see rollouts."""
-    rl = f"stages=[{{kind: rl, name: rl, steps: {steps}}}]"
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: overrides of a recipe that starts from the base run's models."""
+
+    overrides: list[str] = field(default_factory=list)
+    recipe: str | None = None  # default: the family's
+
+
+Variants = Callable[[Path, dict[str, Any]], dict[str, Method]]
+
+
+def rl(steps: int) -> str:
+    return f"stages=[{{kind: rl, name: rl, steps: {steps}}}]"
+
+
+def more_sft(recipe: dict[str, Any], *, max_length: int, contexts: str = "bare") -> str:
+    """As many solutions in as many updates as the RL methods see rollouts."""
+    rollout, updates = recipe["rollout"], recipe["learner"]["updates_per_step"]
+    rows = rollout["prompts_per_step"] * rollout["group_size"] // updates
+    size = f"steps: {recipe['stages'][-1]['steps'] * updates}, batch_size: {rows}, max_length: {max_length}"
     optim = "{lr: 1.0e-3, betas: [0.9, 0.95], schedule: cosine, warmup_steps: 32}"
-    sft = f"{{kind: sft, name: sft, steps: {steps * updates}, batch_size: {rows // updates}, optim: {optim}}}"
+    return f"stages=[{{kind: sft, name: sft, {size}, contexts: {contexts}, optim: {optim}}}]"
+
+
+def kdrl(_base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
+    stage = rl(recipe["stages"][-1]["steps"])
     return {
-        "GRPO": [rl, "objective={kind: grpo, clip_low: 0.2, clip_high: 0.28}"],
-        "distillation, reverse KL": [rl, "objective={kind: distill}"],
-        "KDRL, only wrong rollouts": [rl, "objective.mask=response"],
-        "SFT, continued": [f"stages=[{sft}]"],
+        "GRPO": Method([stage, GRPO, *GROUPS]),
+        "distillation, reverse KL": Method([stage, "objective={kind: distill}"]),
+        "SFT, continued": Method([more_sft(recipe, max_length=72)]),
     }
 
 
-def run(out: Path, overrides: list[str]) -> dict[str, Any]:
+def pairs_as_text(base: Path) -> Path:
+    """The pairs that the base run sampled, as a file that another run may name."""
+    from rlkd.models import load_tokenizer
+
+    target, tokenizer = base / "pairs.jsonl", load_tokenizer(base / "policy")
+    with target.open("w", encoding="utf-8") as stream:
+        for line in (base / "stages" / "2-redi" / "pairs.jsonl").read_text(encoding="utf-8").splitlines():
+            pair = json.loads(line)
+            chosen, rejected = (
+                tokenizer.decode(pair[side], skip_special_tokens=True) for side in ("right_ids", "wrong_ids")
+            )
+            stream.write(json.dumps({"question": pair["question"], "chosen": chosen, "rejected": rejected}) + "\n")
+    return target
+
+
+def offline(base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
+    """Equal pairs, updates and rate; then each baseline at REDI's rate times the ratio of the paper's best rates."""
+    stage = recipe["stages"][-1]
+    pairs = f"{{kind: file, path: {pairs_as_text(base)}}}"
+    keys = ("epochs", "batch_size", "max_prompt_tokens", "max_response_tokens")
+    size = ", ".join(f"{key}: {stage[key]}" for key in keys)
+    rate = stage["optim"]["lr"]
+
+    def method(objective: str, scale: float = 1.0) -> Method:
+        optim = f"{{lr: {rate * scale:.3e}, betas: [0.9, 0.95], schedule: linear, warmup_steps: 5}}"
+        return Method(
+            [f"stages=[{{kind: offline, name: pairs, pairs: {pairs}, objective: {objective}, {size}, optim: {optim}}}]"]
+        )
+
+    return {
+        "right traces only": method("{kind: sft}"),
+        "symmetric": method("{kind: symmetric}"),
+        "symmetric, rate / 5": method("{kind: symmetric}", 0.2),
+        "DPO": method("{kind: dpo, inverse_temperature: 0.1}"),
+        "DPO, rate / 5": method("{kind: dpo, inverse_temperature: 0.1}", 0.2),
+        "SimPO": method("{kind: simpo, inverse_temperature: 2.0, margin: 1.0}"),
+        "SimPO, rate / 2": method("{kind: simpo, inverse_temperature: 2.0, margin: 1.0}", 0.5),
+    }
+
+
+def privileged(_base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
+    stage = rl(recipe["stages"][-1]["steps"])
+    return {
+        "pi-Distill": Method([stage], "pi_distill.yaml"),
+        "RLTF-SD": Method([stage], "rltf_sd.yaml"),
+        "RLTF-FM": Method([stage], "rltf_fm.yaml"),
+        "GRPO": Method([stage], "grpo.yaml"),
+        "SFT, continued": Method([more_sft(recipe, max_length=160)]),
+    }
+
+
+FAMILIES: dict[str, tuple[str, str, Variants]] = {
+    "kdrl": ("kdrl.yaml", "KDRL", kdrl),
+    "offline": ("redi.yaml", "REDI", offline),
+    "privileged": ("opsd.yaml", "OPSD", privileged),
+}
+
+
+def run(out: Path, recipe: str, overrides: list[str]) -> dict[str, Any]:
     """The summary of a finished run; runs, or continues, whatever isn't."""
     if not (out / "summary.json").exists():
-        command = [sys.executable, "-m", "rlkd", str(RECIPE), *overrides, "--out", str(out), "--resume"]
+        command = [sys.executable, "-m", "rlkd", str(ROOT / "recipes" / recipe), *overrides, "--out", str(out)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return dict(json.loads((out / "summary.json").read_text(encoding="utf-8")))
 
 
 def main(
+    family: Annotated[str, typer.Argument(help=", ".join(FAMILIES))],
     seeds: Annotated[int, typer.Option(help="seeds 0 .. N-1")] = 3,
     out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs/methods"),
 ) -> None:
     """Train, compare, print."""
+    name, title, variants = FAMILIES[family]
     found: dict[str, list[tuple[float, float, dict[str, Any]]]] = {}
     for seed in range(seeds):
-        base = out.resolve() / f"seed-{seed}"
-        first = run(base / "kdrl", [f"seed={seed}"])
-        recipe = json.loads((base / "kdrl" / "recipe.json").read_text(encoding="utf-8"))
-        rollout, updates = recipe["rollout"], recipe["learner"]["updates_per_step"]
-        start = [
-            f"seed={seed}",
-            f"policy={{kind: pretrained, path: {base}/kdrl/stages/0-sft/policy}}",
-            f"teacher.model={{kind: pretrained, path: {base}/kdrl/stages/1-sft-teacher/teacher}}",
-        ]
-        before = first["eval"]["before"]["pass@1"]
-        per_stage = first["eval"]["per_stage"]
-        found.setdefault("(teacher)", []).append((before, per_stage["sft-teacher"]["pass@1"], {}))
-        found.setdefault("KDRL", []).append((before, first["eval"]["after"]["pass@1"], first))
-        rows = rollout["prompts_per_step"] * rollout["group_size"]
-        for name, overrides in variants(recipe["stages"][-1]["steps"], rows, updates).items():
-            folder = base / name.replace(",", "").replace(" ", "-").lower()
-            summary = run(folder, [*start, *overrides])
-            found.setdefault(name, []).append((before, summary["eval"]["after"]["pass@1"], summary))
-    _print(found)
+        place = out.resolve() / family / f"seed-{seed}"
+        base = place / name.removesuffix(".yaml")
+        first = run(base, name, [f"seed={seed}"])
+        stages = first["eval"]["per_stage"]
+        before = stages["sft"]["pass@1"]
+        recipe = json.loads((base / "recipe.json").read_text(encoding="utf-8"))
+        start = [f"seed={seed}", f"policy={{kind: pretrained, path: {base}/stages/0-sft/policy}}"]
+        if "sft-teacher" in stages:
+            teacher = f"{{kind: pretrained, path: {base}/stages/1-sft-teacher/teacher}}"
+            start.append(f"teacher.model={teacher}")
+            found.setdefault("(the teacher)", []).append((before, stages["sft-teacher"]["pass@1"], {}))
+        found.setdefault(title, []).append((before, first["eval"]["after"]["pass@1"], first))
+        for label, method in variants(base, recipe).items():
+            folder = place / "".join(c if c.isalnum() else "-" for c in label.lower())
+            summary = run(folder, method.recipe or name, [*start, *method.overrides])
+            found.setdefault(label, []).append((before, summary["eval"]["after"]["pass@1"], summary))
+    _print(family, found)
 
 
-def _print(found: dict[str, list[tuple[float, float, dict[str, Any]]]]) -> None:
-    table = Table(title=f"held-out pass@1 over {len(next(iter(found.values())))} seeds, points")
-    for title in ("method", "before", "after", "rise, 95 %", "each seed", "tokens generated", "wall s"):
+def _print(family: str, found: dict[str, list[tuple[float, float, dict[str, Any]]]]) -> None:
+    table = Table(title=f"{family}: held-out pass@1 over {len(next(iter(found.values())))} seeds, points")
+    for title in (
+        "method",
+        "before",
+        "after",
+        "rise, 95 %",
+        "each seed",
+        "tokens generated",
+        "tokens trained",
+        "wall s",
+    ):
         table.add_column(title, justify="left" if title == "method" else "right")
     for name, runs in found.items():
         before, after = (100 * np.array([values[i] for values in runs]) for i in (0, 1))
         rise = after - before
         half = stats.sem(rise) * stats.t.ppf(0.975, len(rise) - 1) if len(rise) > 1 else float("nan")
-        tokens = np.mean([run["tokens"]["generated"] if run else 0 for *_, run in runs])
+        tokens = [np.mean([run["tokens"][key] if run else 0 for *_, run in runs]) for key in ("generated", "trained")]
         wall = np.mean([run["wall_s"] if run else 0 for *_, run in runs])
         table.add_row(
             *(name, f"{before.mean():.1f}", f"{after.mean():.1f}", f"{rise.mean():+.1f} ± {half:.1f}"),
-            *(" ".join(f"{value:+.1f}" for value in rise), f"{tokens:,.0f}", f"{wall:.0f}"),
+            *(" ".join(f"{value:+.1f}" for value in rise), *(f"{count:,.0f}" for count in tokens), f"{wall:.0f}"),
         )
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

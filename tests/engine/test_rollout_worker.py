@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,16 @@ def test_a_worker_that_cannot_start_names_itself_and_its_log(cluster: Cluster, t
     assert "RolloutWorker-lost failed in `start RolloutWorker`" in str(caught.value)
     assert "RolloutWorker-lost.log" in str(caught.value)
     cluster.stop(lost)
+
+
+def test_a_librarys_own_error_arrives_as_its_first_line(cluster: Cluster, folders: dict[str, Path]) -> None:
+    """vLLM's pydantic error cannot be pickled: Ray would report that instead of the fault."""
+    wide = cluster.spawn("RolloutWorker-wide")
+    with pytest.raises(ClusterError, match=r"failed in `start RolloutWorker`: ValidationError: .*\n?.*max_model_len"):
+        cluster.build(
+            wide, "rlkd.rollout.worker:RolloutWorker", replace(settings(folders["policy"]), max_model_len=4096)
+        ).result(120.0)
+    cluster.stop(wide)
 
 
 def test_a_call_that_hangs_names_itself(worker: Worker) -> None:

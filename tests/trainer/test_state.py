@@ -123,10 +123,22 @@ def test_an_unfinished_run_continues_and_another_recipe_is_refused(tmp_path: Pat
     again = RunFolder.open(tmp_path / "run", recipe, resume=False)
     assert again.resuming
     again.lock.release()
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     other = load_recipe(ROOT / "recipes" / "kdrl.yaml", ["optim.lr=1.0e-5", "log.rollouts_every=3"])
     with pytest.raises(CheckpointError, match=r"optim\.lr \(0\.0003|optim\.lr \(") as caught:
         RunFolder.open(tmp_path / "run", other, resume=False)
     assert "rollouts_every" not in str(caught.value), "how a run is shown may change"
+
+
+def test_a_run_that_never_got_anywhere_makes_room_for_its_corrected_recipe(tmp_path: Path, recipe: Recipe) -> None:
+    first = RunFolder.open(tmp_path / "run", recipe, resume=False)
+    (first.path / "models" / "policy").mkdir(parents=True)
+    first.lock.release()
+    other = load_recipe(ROOT / "recipes" / "kdrl.yaml", ["optim.lr=1.0e-5"])
+    corrected = RunFolder.open(tmp_path / "run", other, resume=False)
+    assert not corrected.resuming
+    assert not (corrected.path / "models").exists()
+    assert read_json(corrected.path / "recipe.json")["optim"]["lr"] == 1e-5
 
 
 def test_finished_runs_and_strangers_are_not_overwritten(tmp_path: Path, recipe: Recipe) -> None:

@@ -1,0 +1,71 @@
+"""Sequences fit the model's window, or the run ends before an engine starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from rlkd.errors import RecipeError
+from rlkd.models import check_windows, context_length
+from rlkd.recipe import Recipe, validate_recipe
+from rlkd.trainer.eval_command import _fitted
+
+
+def folder(path: Path, window: int, **rotary: Any) -> Path:
+    """A config, as a model folder has it."""
+    parameters = {"rope_type": "default", "rope_theta": 1e4, **rotary}
+    LlamaConfig(max_position_embeddings=window, rope_parameters=parameters).save_pretrained(path)
+    return path
+
+
+def recipe(**stage: Any) -> Recipe:
+    raw = {
+        "name": "window",
+        "policy": {"kind": "pretrained", "path": "x"},
+        "data": {"train": {"kind": "reasoning_gym", "task": "chain_sum", "size": 4, "seed": 1}},
+        "objective": {"kind": "grpo"},
+        "rollout": {"max_prompt_tokens": 40, "max_new_tokens": 23, "group_size": 2, "prompts_per_step": 2},
+        "stages": [stage or {"kind": "rl", "steps": 1}],
+    }
+    return validate_recipe(raw, where="window")
+
+
+@pytest.mark.parametrize(
+    ("rotary", "window"),
+    [
+        ({}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+    ],
+)
+def test_context_length(tmp_path: Path, rotary: dict[str, Any], window: int) -> None:
+    assert context_length(folder(tmp_path, 64, **rotary)) == window
+
+
+def test_sequences_fit_or_are_refused(tmp_path: Path) -> None:
+    check_windows(recipe(), {"policy": folder(tmp_path / "fits", 64)})
+    with pytest.raises(
+        RecipeError, match=r"policy: its window is 63 tokens, but prompts of up to 40 .* make 64; lower"
+    ):
+        check_windows(recipe(), {"policy": folder(tmp_path / "short", 63)})
+    with pytest.raises(RecipeError, match=r"teacher: its window is 32 tokens"):
+        check_windows(recipe(), {"policy": tmp_path / "fits", "teacher": folder(tmp_path / "teacher", 32)})
+
+
+def test_solutions_fit_or_are_refused(tmp_path: Path) -> None:
+    sft = recipe(kind="sft", steps=1, max_length=65, optim={"lr": 1e-3, "warmup_steps": 0})
+    with pytest.raises(RecipeError, match=r"stages\.sft\.max_length: 65 exceeds the 64 tokens of policy's window"):
+        check_windows(sft, {"policy": folder(tmp_path, 64)})
+
+
+def test_evaluation_takes_the_prompt_budget_that_is_left(tmp_path: Path) -> None:
+    assert _fitted(recipe(), folder(tmp_path / "a", 63)).rollout.max_prompt_tokens == 39
+    assert _fitted(recipe(), folder(tmp_path / "b", 640)).rollout.max_prompt_tokens == 40
+    with pytest.raises(
+        RecipeError, match=r"--max-new-tokens: 23 leaves 0 of the model's 24 tokens .* write 12 or less"
+    ):
+        _fitted(recipe(), folder(tmp_path / "c", 24))
