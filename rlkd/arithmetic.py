@@ -11,8 +11,9 @@ from rlkd.cluster.hardware import gpus_needed
 from rlkd.models.materialise import ModelSpec
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
+from rlkd.recipe.offline_checks import offline_stages, samples_teacher
 from rlkd.recipe.privileged_checks import separate_teachers
-from rlkd.recipe.schema import PackagedModel, RlStage, ScratchModel, SftStage, TeacherSpec
+from rlkd.recipe.schema import OfflineStage, PackagedModel, ScratchModel, SftStage, Stage, TeacherSpec
 
 GIB = 2**30
 _BYTES = {"fp32": 4, "bf16": 2, "float32": 4, "bfloat16": 2}
@@ -48,12 +49,19 @@ def describe(recipe: Recipe) -> str:
 # ---------------------------------------------------------------- stages and batches
 
 
-def _stage(recipe: Recipe, stage: SftStage | RlStage) -> str:
+def _stage(recipe: Recipe, stage: Stage) -> str:
     if isinstance(stage, SftStage):
         tokens = stage.steps * stage.batch_size * stage.max_length
         return (
             f"{stage.name}: fine-tunes the {stage.target} for {stage.steps} updates of {stage.batch_size} solutions "
             f"(at most {stage.max_length} tokens each, {tokens:,} in all), lr {stage.optim.lr:g} {stage.optim.schedule}"
+        )
+    if isinstance(stage, OfflineStage):
+        length = f"{stage.steps} updates" if stage.steps else f"{stage.epochs:g} epoch(s)"
+        tokens = 2 * stage.batch_size * (stage.max_prompt_tokens + stage.max_response_tokens)
+        return (
+            f"{stage.name}: objective {stage.objective.kind} on pairs ({stage.pairs.kind}) for {length} of "
+            f"{stage.batch_size} pairs (at most {tokens:,} tokens each), lr {stage.optim.lr:g} {stage.optim.schedule}"
         )
     updates = stage.steps * recipe.learner.updates_per_step
     spec = recipe.objective
@@ -86,7 +94,7 @@ def _rl_step(recipe: Recipe) -> list[str]:
 
 def _local_teachers(recipe: Recipe) -> dict[str, TeacherSpec]:
     """Teachers that run beside the policy and that the objective reads."""
-    if not needs_teacher(recipe):
+    if not (needs_teacher(recipe) or samples_teacher(recipe)):
         return {}
     return {name: spec for name, spec in separate_teachers(recipe).items() if isinstance(spec, TeacherSpec)}
 
@@ -118,7 +126,7 @@ def _workers(recipe: Recipe) -> list[str]:
     cluster, learner = recipe.cluster, recipe.learner
     ranks = cluster.learner_workers or 1
     lines = [f"{ranks} learner rank(s): {learner.precision or 'fp32'}, ZeRO stage {learner.zero_stage or 0}"]
-    if has_rl(recipe):
+    if has_rl(recipe) or offline_stages(recipe):
         lines.append(f"{cluster.rollout_workers} rollout engine(s), {recipe.engine.tensor_parallel} device(s) each")
     for name, teacher in _local_teachers(recipe).items():
         lines.append(f"{cluster.teacher_workers} worker(s) for {name} on {teacher.engine}")

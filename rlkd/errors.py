@@ -42,6 +42,10 @@ class NumericsError(RlkdError, ValueError):
     """Values, shapes or masks for which the mathematics is not defined."""
 
 
+class CollapseError(RlkdError):
+    """An offline stage in which right and wrong traces lost their probability together."""
+
+
 class MissingExtraError(RlkdError, ImportError):
     """An optional dependency that a feature needs is not installed."""
 

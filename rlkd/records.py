@@ -108,7 +108,8 @@ class Chunks:
 #   bare:     sampled with privileged information, scored without it (pi-Distill's student)
 #   revision: a second-turn answer on the first turn's prompt (RLTF-SD)
 #   critique: feedback on the critic's prompt (RLTF-FM)
-Term = Literal["sampled", "bare", "revision", "critique"]
+#   right, wrong: a given trace of an offline pair; ``group`` is the pair
+Term = Literal["sampled", "bare", "revision", "critique", "right", "wrong"]
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def pairs(
     from rlkd.data.cards import load_card
     from rlkd.data.curate.where import WhereFilter
     from rlkd.data.models import named_tokenizer
-    from rlkd.data.pairs import PairSettings, build_pairs
+    from rlkd.data.pairs import PairSettings, build_pairs, trace_rows
     from rlkd.errors import DataCardError
 
     loaded = load_card(card) if card else None
@@ -109,7 +109,7 @@ def pairs(
     tokens = named_tokenizer(tokenizer, cache) if tokenizer else None
     with VerifierPool(spec, workers=workers, time_limit_s=time_limit_s) as pool:
         report = build_pairs(
-            source or loaded.path(data_dir),  # type: ignore[union-attr]  # one of the two is there, checked above
+            source or trace_rows(loaded, data_dir),  # type: ignore[arg-type]  # one of the two is there, checked above
             out,
             card=loaded,
             verify_batch=pool.verify_batch,

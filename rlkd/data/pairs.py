@@ -11,7 +11,7 @@ counts as wrong); the order of rows stays, as the trainer shuffles with its own 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from rlkd.data.cards import DataCard
 from rlkd.data.curate.run import curate, curated_rows
 from rlkd.data.curate.step import Step
 from rlkd.data.curate.where import Label, LabelTraces, VerifyBatch
-from rlkd.data.rows import Row, atomic_open, dump_row, write_json
+from rlkd.data.rows import BadRow, Row, atomic_open, dump_row, write_json
 
 
 class PairSettings(BaseModel):
@@ -32,6 +32,13 @@ class PairSettings(BaseModel):
     max_prompt: int | None = Field(default=None, ge=1)
     max_response: int | None = Field(default=None, ge=1)
     pairs_per_problem: int = Field(default=1, ge=1)
+
+
+def trace_rows(card: DataCard, data_dir: str | Path | None = None) -> Path | Iterator[Row]:
+    """What ``build_pairs`` reads of a card: its local file, or its rows as the hub streams them."""
+    if card.source.file is not None:
+        return card.path(data_dir)
+    return (row for _, row in card.rows() if not isinstance(row, BadRow))
 
 
 @dataclass
@@ -52,7 +59,7 @@ class PairReport:
 
 
 def build_pairs(
-    source: str | Path,
+    source: str | Path | Iterable[Row],
     out: str | Path,
     *,
     card: DataCard | None,
@@ -66,7 +73,7 @@ def build_pairs(
     """Write ``out/sft.jsonl`` and ``out/pairs.jsonl``; judging resumes where an earlier call stopped.
 
     Args:
-        source: a file of rows; with a card, raw rows of that card, else rows with question, answer and traces.
+        source: a file of rows, or rows; with a card, raw rows of that card, else rows with question, answer and traces.
         verifier: its spec, written to the report; a resume with another one is refused.
         filters: steps to run before judging, e.g. WhereFilter and LengthFilter.
         label: whose word makes a trace right: the verifier's, the publisher's claim, or both (REDI).

@@ -115,7 +115,8 @@ def _add_card(source: CardData, loaded: Loaded, root: Path) -> None:
             loaded.excluded[str(error)[:80]] += 1
             continue
         fields = {key: value for key, value in found.items() if key not in ("id", "question", "answer", "traces")}
-        solution = found["traces"][0]["text"] if found.get("traces") else None
+        # A trace that its publisher calls wrong is nothing to fine-tune on.
+        solution = next((t["text"] for t in found.get("traces", ()) if t.get("claim") is not False), None)
         identity = f"{card.name}-{found.get('id', number)}"
         loaded.examples.append(Example(identity, found["question"], found["answer"], solution, fields))
 

@@ -40,7 +40,7 @@ class Update:
 
 
 @dataclass
-class _Pass:
+class StepPass:
     """What one step collects on one rank."""
 
     step: int
@@ -118,7 +118,7 @@ class Learner:
         everything = [row for update in updates for row in update.rows]
         scores = self.score(everything) if len(updates) > 1 else []
         proximal = {row.index: values for row, values in zip(everything, scores, strict=bool(scores))}
-        pass_ = _Pass(step, proximal, keep)
+        pass_ = StepPass(step, proximal, keep)
         for index, update in enumerate(updates):
             self._update(update, pass_, first=index == 0)
         pass_.counts["learner_memory_gib/max"] = (peak_memory_gib(), 1.0)
@@ -126,10 +126,10 @@ class Learner:
 
     def gradients(self, update: Update, *, step: int) -> dict[str, Tensor]:
         """Whole gradients of one update by parameter name, without taking it: proof over ranks and shards."""
-        self._backward(update, _Pass(step, {}, 0), first=True)
+        self._backward(update, StepPass(step, {}, 0), first=True)
         return self.engine.whole_gradients()
 
-    def _update(self, update: Update, pass_: _Pass, *, first: bool) -> None:
+    def _update(self, update: Update, pass_: StepPass, *, first: bool) -> None:
         self._backward(update, pass_, first=first)
         lr = learning_rate(self.recipe.optim, self.updates, self.total_updates)
         norm = self.engine.step(lr)
@@ -139,13 +139,12 @@ class Learner:
         if self.teaching.self_teacher is not None:
             self.teaching.self_teacher.after_update(self._current_weights)
         if self.rank == 0:
-            _add(pass_.counts, "grad_norm", norm, 1)
-            _add(pass_.counts, "lr", lr, 1)
+            add_figure(pass_.counts, "grad_norm", norm, 1)
+            add_figure(pass_.counts, "lr", lr, 1)
 
-    def _backward(self, update: Update, pass_: _Pass, *, first: bool) -> None:
+    def _backward(self, update: Update, pass_: StepPass, *, first: bool) -> None:
         self.policy.train()
-        batches: list[MicroBatch | None] = [*self._batches(update.rows)]
-        batches += [None] * (update.micro_batches - len(batches))
+        batches = self._padded(update)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             loss = self._padding_loss() if batch is None else self._loss(batch, update, pass_, first)
@@ -155,7 +154,7 @@ class Learner:
                 )
             self.engine.backward(loss, last=last)
 
-    def _loss(self, batch: MicroBatch, update: Update, pass_: _Pass, first: bool) -> Tensor:
+    def _loss(self, batch: MicroBatch, update: Update, pass_: StepPass, first: bool) -> Tensor:
         against, taught = self.teaching.compare(batch)
         output = self.policy(batch, with_entropy=True, against=against)
         signals = self._signals(batch, batch.scatter(output.logprobs), pass_.proximal)
@@ -166,13 +165,13 @@ class Learner:
             signals = replace(signals, teacher_logprobs=batch.scatter(taught))
         loss, stats = self.loss(signals, update.denominators, pass_.step)
         counts = pass_.counts
-        _add(counts, "loss", float(loss.detach()), 0)
+        add_figure(counts, "loss", float(loss.detach()), 0)
         for name, (total, count) in stats.items():
-            _add(counts, name, float(total), float(count))
+            add_figure(counts, name, float(total), float(count))
         mask = signals.response_mask
         if output.entropy is not None:
             entropy = batch.scatter(output.entropy)
-            _add(counts, "entropy", float(entropy[mask].sum()), float(mask.sum()))
+            add_figure(counts, "entropy", float(entropy[mask].sum()), float(mask.sum()))
         if first:
             _add_gap(counts, signals)
         for row, values in zip(batch.rows, signals.policy_logprobs.detach(), strict=True):
@@ -190,7 +189,7 @@ class Learner:
         trained = torch.tensor([row.trained for row in rows], device=real.device)
         teacher = grid([row.teacher_logprobs for row in rows]) if rows[0].teacher_logprobs is not None else None
         reference = None
-        if getattr(self.recipe.objective, "kl_coef", 0.0):
+        if self._needs_reference():
             with torch.no_grad():
                 reference = batch.scatter(self._forward(batch, reference=True).logprobs)
         before = grid([proximal[row.index] for row in rows]) if proximal else policy_logprobs.detach()
@@ -218,9 +217,11 @@ class Learner:
         batch = pack([[row]], device=self.engine.device)
         return torch.as_tensor(self.policy(batch).logprobs.sum() * 0.0)
 
-    def _batches(self, rows: Sequence[TrainRow]) -> Iterator[MicroBatch]:
-        for groups in plan_micro_batches(rows, token_budget=self.recipe.learner.tokens_per_micro_batch):
-            yield pack(groups, device=self.engine.device)
+    def _padded(self, update: Update) -> list[MicroBatch | None]:
+        """The update's micro-batches, and a None for each pass that only other ranks have work for."""
+        plan = plan_micro_batches(update.rows, token_budget=self.recipe.learner.tokens_per_micro_batch)
+        batches: list[MicroBatch | None] = [pack(groups, device=self.engine.device) for groups in plan]
+        return batches + [None] * (update.micro_batches - len(batches))
 
     # ------------------------------------------------------------ weights and checkpoints
 
@@ -278,8 +279,11 @@ class Learner:
         weight = self.policy.module.model.get_output_embeddings().weight
         self.teaching.heads.update(read_heads(dict(folders), self.engine.device, weight.dtype))
 
+    def _needs_reference(self) -> bool:
+        return bool(getattr(self.recipe.objective, "kl_coef", 0.0))
+
     def _load_reference(self, folder: Path, dtype: torch.dtype) -> PackedPolicy | None:
-        if not getattr(self.recipe.objective, "kl_coef", 0.0) or self.recipe.learner.lora:
+        if not self._needs_reference() or self.recipe.learner.lora:
             return None
         model = load_causal_lm(folder, dtype=dtype).to(self.engine.device).eval().requires_grad_(False)
         return PackedPolicy(model, temperature=self.recipe.rollout.temperature)
@@ -308,7 +312,7 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _add(counts: Counts, name: str, total: float, count: float) -> None:
+def add_figure(counts: Counts, name: str, total: float, count: float) -> None:
     before = counts.get(name, (0.0, 0.0))
     counts[name] = (before[0] + total, before[1] + count)
 
@@ -320,7 +324,7 @@ def _add_gap(counts: Counts, signals: Signals) -> None:
         return
     log_ratio = (signals.policy_logprobs.detach() - signals.rollout_logprobs)[mask].double()
     count = float(mask.sum())
-    _add(counts, "rollout_policy_logprob_gap/mean", float(log_ratio.abs().sum()), count)
-    _add(counts, "rollout_policy_logprob_gap/kl", float((log_ratio.exp() - 1 - log_ratio).sum()), count)
+    add_figure(counts, "rollout_policy_logprob_gap/mean", float(log_ratio.abs().sum()), count)
+    add_figure(counts, "rollout_policy_logprob_gap/kl", float((log_ratio.exp() - 1 - log_ratio).sum()), count)
     peak = "rollout_policy_logprob_gap/max"
     counts[peak] = (max(counts.get(peak, (0.0, 1.0))[0], float(log_ratio.abs().max())), 1.0)

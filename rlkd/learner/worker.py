@@ -9,6 +9,7 @@ from typing import Any
 
 from rlkd.learner.learner import Counts, Kept, Learner, Update
 from rlkd.recipe import Recipe
+from rlkd.recipe.schema import OfflineStage
 from rlkd.records import TrainRow
 
 
@@ -41,15 +42,22 @@ class LearnerWorker:
         world_size: int,
         address: tuple[str, int],
         total_updates: int,
+        offline: Mapping[str, Any] | None = None,
     ) -> None:
+        """``offline``: the offline stage to learn for; default: the recipe's RL objective."""
         import torch
 
         join_process_group(rank, world_size, address)
         torch.manual_seed(int(recipe["seed"]))
         torch.use_deterministic_algorithms(True, warn_only=True)
-        self.learner = Learner(
-            Recipe.model_validate(recipe), Path(folder), rank=rank, world_size=world_size, total_updates=total_updates
-        )
+        options: dict[str, Any] = {"rank": rank, "world_size": world_size, "total_updates": total_updates}
+        spec = Recipe.model_validate(recipe)
+        if offline is None:
+            self.learner: Learner = Learner(spec, Path(folder), **options)
+        else:
+            from rlkd.learner.pairs import PairLearner
+
+            self.learner = PairLearner(spec, Path(folder), stage=OfflineStage.model_validate(offline), **options)
 
     def train_step(self, updates: Sequence[Update], *, step: int, keep: int = 0) -> tuple[Counts, Kept]:
         return self.learner.train_step(updates, step=step, keep=keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -123,7 +124,7 @@ def _pretrained(spec: PretrainedModel, folder: Path, where: str) -> Path:
             raise RecipeError(f"{where}.path: '{spec.path}' holds no weights ({', '.join(WEIGHT_SUFFIXES)})")
     else:
         root = _download(spec, where)
-    return root if spec.chat_template is None else _with_template(root, folder, spec.chat_template)
+    return _changed(root, folder, spec) if spec.chat_template is not None or spec.config else root
 
 
 def _download(spec: PretrainedModel, where: str) -> Path:
@@ -138,19 +139,25 @@ def _download(spec: PretrainedModel, where: str) -> Path:
         ) from error
 
 
-def _with_template(root: Path, folder: Path, template: str) -> Path:
-    """The same weights (linked) with another chat template."""
-    if not folder.exists():
-        half = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
-        for path in root.iterdir():
-            if path.suffix in WEIGHT_SUFFIXES or path.suffix == ".json":
-                (half / path.name).symlink_to(path.resolve())
+def _changed(root: Path, folder: Path, spec: PretrainedModel) -> Path:
+    """The same weights (linked) with another chat template or other keys in config.json."""
+    if folder.exists():
+        return folder
+    half = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    for path in root.iterdir():
+        if path.is_file():
+            (half / path.name).symlink_to(path.resolve())
+    if spec.chat_template is not None:
         tokenizer = load_tokenizer(root)
-        tokenizer.chat_template = template
-        for name in ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"):
+        tokenizer.chat_template = spec.chat_template
+        for name in ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "chat_template.jinja"):
             (half / name).unlink(missing_ok=True)
         tokenizer.save_pretrained(half)
-        half.rename(folder)
+    if spec.config:
+        config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        (half / "config.json").unlink()
+        (half / "config.json").write_text(json.dumps(config | spec.config, indent=2), encoding="utf-8")
+    half.rename(folder)
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rlkd.errors import RecipeError
+from rlkd.recipe.offline_checks import CHECKS as OFFLINE_CHECKS
 from rlkd.recipe.privileged_checks import CHECKS as PRIVILEGED_CHECKS
 from rlkd.recipe.privileged_checks import separate_teachers
 from rlkd.recipe.schema import ReasoningGymData, Recipe, RlStage, ScratchModel, SftStage, TeacherSpec
@@ -180,4 +181,5 @@ _CHECKS: tuple[Check, ...] = (
     _placeholders,
     _options,
     *PRIVILEGED_CHECKS,
+    *OFFLINE_CHECKS,
 )

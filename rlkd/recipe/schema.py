@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rlkd.recipe.base import Section
 from rlkd.recipe.objectives import AdvantageSpec, GroupAdvantage, GrpoObjective, Objective
+from rlkd.recipe.offline import CollapseSpec, PairObjective, PairSource, RediObjective
 from rlkd.recipe.privileged import FeedbackSpec, PrivilegedSpec, SelfTeacher, ServerTeacher, teacher_kind
 
 Positive = Annotated[int, Field(gt=0)]
@@ -63,6 +64,9 @@ class PretrainedModel(Section):
     path: str
     revision: str | None = Field(default=None, description="hub commit; pin it for anything you publish")
     chat_template: str | None = Field(default=None, description="replaces the tokenizer's own (Jinja)")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="keys of its config.json to replace, e.g. {max_position_embeddings: 32768}"
+    )
 
 
 class PackagedModel(Section):
@@ -333,7 +337,29 @@ class RlStage(Section):
     steps: Positive
 
 
-Stage = Annotated[SftStage | RlStage, Field(discriminator="kind")]
+class OfflineStage(Section):
+    """Learn from right and wrong traces of the same problems: REDI and its baselines. The policy is trained."""
+
+    kind: Literal["offline"] = "offline"
+    name: str = "offline"
+    pairs: PairSource
+    objective: PairObjective = RediObjective()
+    steps: Positive | None = Field(default=None, description="updates; write this or epochs")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(default=None, description="passes over the pairs")
+    batch_size: Positive = Field(default=32, description="pairs per update over all ranks")
+    max_prompt_tokens: Positive = Field(default=512, description="pairs with a longer prompt are left out")
+    max_response_tokens: Positive = Field(default=512, description="pairs with a longer trace are left out")
+    optim: OptimSpec = OptimSpec()
+    collapse: CollapseSpec = CollapseSpec()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> OfflineStage:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"stage '{self.name}': write either steps or epochs")
+        return self
+
+
+Stage = Annotated[SftStage | RlStage | OfflineStage, Field(discriminator="kind")]
 
 
 class EvalSpec(Section):
@@ -346,7 +372,7 @@ class EvalSpec(Section):
 
 
 class CheckpointSpec(Section):
-    """``every`` RL steps; the newest ``keep`` stay."""
+    """``every`` RL steps or offline updates; the newest ``keep`` stay."""
 
     every: Positive = 10
     keep: Positive = 2

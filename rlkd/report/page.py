@@ -17,6 +17,9 @@ PANELS = (
     ("pass_rate", "pass rate (training prompts)", "", False),
     ("eval/pass@1", "held-out pass@1", "", False),
     ("kl_to_teacher", "KL(policy || teacher)", "nats/token", False),
+    ("right_logprob", "right traces, log-prob", "nats/token", False),
+    ("wrong_logprob", "wrong traces, log-prob", "nats/token", False),
+    ("margin", "right minus wrong", "nats/token", False),
     ("entropy", "entropy", "nats", False),
     ("completion_tokens", "completion length", "tokens", False),
     ("truncated", "truncated share", "", False),
@@ -49,7 +52,7 @@ def render(run: RunRecord) -> str:
     home = files("rlkd.report")
     sections = [
         _section("Result", _figures(run) + _table(run)),
-        _section("Reinforcement learning", _curves(run)),
+        _section("Learning", _curves(run)),
         _section("Fine-tuning", _fine_tuning(run)),
         _section("Rollouts", _rollouts(run)),
         _section("Recipe and environment", _environment(run)),
@@ -81,6 +84,8 @@ def _figures(run: RunRecord) -> str:
     last = run.metrics[-1] if run.metrics else {}
     tiles: list[tuple[str, str]] = [("status", str(summary["status"]) if summary else "not finished")]
     tiles.append(("RL steps", str(summary["steps"] if summary else last.get("step", 0))))
+    if summary and summary.get("offline_updates"):
+        tiles.append(("offline updates", str(summary["offline_updates"])))
     if summary:
         before, after = summary["eval"]["before"], summary["eval"]["after"]
         if before and after:
@@ -89,7 +94,7 @@ def _figures(run: RunRecord) -> str:
         tiles.append(("tokens generated", f"{summary['tokens']['generated']:,}"))
         tiles.append(("gap, mean / max", f"{summary['gap']['mean']:.1e} / {summary['gap']['max']:.1e} nats"))
         tiles.append(("abstained verdicts", str(summary["abstained"])))
-    elif last:
+    elif last.get("reward") is not None:
         tiles.append(("reward, last step", number(float(last["reward"]))))
     return '<dl class="tiles">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in tiles) + "</dl>"
 
@@ -99,7 +104,7 @@ def _table(run: RunRecord) -> str:
     if run.summary:
         evaluation = run.summary["eval"]
         rows = [(f"after {name}", figures) for name, figures in evaluation["per_stage"].items() if figures]
-        rows = [("before RL", evaluation["before"])] * bool(evaluation["before"]) + rows
+        rows = [("before", evaluation["before"])] * bool(evaluation["before"]) + rows
     else:
         rows = [(f"after {name}", record["eval"]) for name, record in run.stages.items() if record.get("eval")]
     if not rows:

@@ -124,17 +124,24 @@ def plan_updates(recipe: Recipe, rows: Sequence[TrainRow], *, ranks: int) -> lis
         problems.setdefault(row.group, []).append(row)
     units = [split_groups(part) for part in problems.values()]
     count = recipe.learner.updates_per_step
-    budget = recipe.learner.tokens_per_micro_batch
     shares: list[list[Update]] = [[] for _ in range(ranks)]
     for index in range(count):
         some = units[index * len(units) // count : (index + 1) * len(units) // count]
         chosen = [group for unit in some for group in unit]
-        parts = _balance(chosen, ranks)
         total = denominators(recipe, [row for group in chosen for row in group])
-        most = max(1, *(len(plan_micro_batches(part, token_budget=budget)) for part in parts))
-        for rank, part in enumerate(parts):
-            shares[rank].append(Update(tuple(part), total, most))
+        update = share_update(chosen, total, ranks=ranks, token_budget=recipe.learner.tokens_per_micro_batch)
+        for share, part in zip(shares, update, strict=True):
+            share.append(part)
     return shares
+
+
+def share_update(
+    groups: Sequence[list[TrainRow]], total: Denominators, *, ranks: int, token_budget: int
+) -> list[Update]:
+    """One update's part of every rank: whole groups, tokens evened out, as many passes on each."""
+    parts = _balance(groups, ranks)
+    most = max(1, *(len(plan_micro_batches(part, token_budget=token_budget)) for part in parts))
+    return [Update(tuple(part), total, most) for part in parts]
 
 
 def _balance(groups: Sequence[list[TrainRow]], ranks: int) -> list[list[TrainRow]]:

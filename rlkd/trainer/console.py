@@ -106,9 +106,11 @@ class Console:
                 )
         self.rich.print(table)
         gap = summary["gap"]
+        offline = f"{summary['offline_updates']} offline updates, " if summary.get("offline_updates") else ""
         self.rich.print(
-            f"{summary['steps']} RL steps in {summary['wall_s']:.0f} s; {summary['tokens']['generated']:,} tokens "
-            f"generated; rollout/policy log-prob gap mean {gap['mean']:.1e}, max {gap['max']:.1e} nats; "
+            f"{offline}{summary['steps']} RL steps in {summary['wall_s']:.0f} s; "
+            f"{summary['tokens']['generated']:,} tokens generated; "
+            f"rollout/policy log-prob gap mean {gap['mean']:.1e}, max {gap['max']:.1e} nats; "
             f"{summary['abstained']} abstained verdicts\nmodel: {folder}/policy",
             soft_wrap=True,
         )

@@ -130,6 +130,15 @@ def _told(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
     }
 
 
+def write_policy(run: Run, learners: Sequence[Worker], output: Path) -> None:
+    """The learners' weights and the run's tokenizer as a model folder, in place at once."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    half = output.with_name(f".{output.name}.tmp")
+    gather([worker.submit("save_policy", str(half)) for worker in learners], run.recipe.cluster.step_deadline_s)
+    run.tokenizer.save_pretrained(half)
+    half.rename(output)
+
+
 def all_of(calls: Sequence[Pending], deadline_s: float) -> list[Any]:
     """Results of one collective call over ranks."""
     return gather(calls, deadline_s)

@@ -21,7 +21,7 @@ from rlkd.recipe.schema import RlStage
 from rlkd.records import Rollout, RolloutGroup, TrainRow
 from rlkd.trainer.assemble import Judged, plan_updates
 from rlkd.trainer.console import Bar
-from rlkd.trainer.context import LEARNER_WORKER, Run
+from rlkd.trainer.context import LEARNER_WORKER, Run, write_policy
 from rlkd.trainer.contract import Bounds, check_same_tokens, check_teacher_tokenizer, compare
 from rlkd.trainer.fleet import Fleet, Published, Sampled, Sampling, Sequences, sample, score
 from rlkd.trainer.plan import StepPlan
@@ -71,7 +71,7 @@ class RlTrainer:
                     self._save(checkpoints, step + 1, log)
         run.metrics_position = log.position()
         log.close()
-        self._write_policy(output)
+        write_policy(run, self.learners, output)
         self._stop()
         return {"steps": self.stage.steps}
 
@@ -340,14 +340,6 @@ class RlTrainer:
             self.pending.append((saved["step"], groups))
         run.console.status(f"continuing {self.stage.name} after step {latest.step} from {latest.folder}")
         return latest.step
-
-    def _write_policy(self, output: Path) -> None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        half = output.with_name(f".{output.name}.tmp")
-        calls = [worker.submit("save_policy", str(half)) for worker in self.learners]
-        gather(calls, self.run.recipe.cluster.step_deadline_s)
-        self.run.tokenizer.save_pretrained(half)
-        half.rename(output)
 
     def _stop(self) -> None:
         for worker in self.learners:

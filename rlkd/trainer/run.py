@@ -21,13 +21,16 @@ from rlkd.launch import Launch
 from rlkd.models import check_windows, load_tokenizer, materialise
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
+from rlkd.recipe.offline_checks import samples_teacher
 from rlkd.recipe.privileged_checks import separate_teachers
-from rlkd.recipe.schema import ModelSpec, RlStage, SftStage, TeacherSpec
+from rlkd.recipe.schema import ModelSpec, OfflineStage, RlStage, SftStage, Stage, TeacherSpec
 from rlkd.records import Example, Prompt
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
 from rlkd.trainer.folder import RunFolder, fingerprint
 from rlkd.trainer.foreign import as_teacher
+from rlkd.trainer.offline import prepare_offline, run_offline
+from rlkd.trainer.pair_sources import check_sources
 from rlkd.trainer.rl import RlTrainer
 from rlkd.trainer.sft import run_sft
 
@@ -67,6 +70,7 @@ def train(
 
 def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path, begun: float) -> dict[str, Any]:
     root = root / recipe.data.dir if recipe.data.dir else root
+    check_sources(recipe, root)
     data = _load_data(recipe, root, console)
     models = _prepare_models(recipe, folder, data[0].examples)
     check_windows(recipe, models)
@@ -90,6 +94,7 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
         ]
         prompts[0] = _attach_privileged(recipe, builder, prompts[0], console)
         run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts[0], prompts[1], pool)
+        prepare_offline(run, models, root)
         evaluations = _go(run, models, root)
         summary = _summary(run, evaluations, time.monotonic() - begun)
     _publish_policy(folder, evaluations["policy_folder"])
@@ -135,7 +140,7 @@ def _where(name: str) -> str:
 
 
 def _uses_teacher(recipe: Recipe) -> bool:
-    return recipe.teacher is not None and (needs_teacher(recipe) or not has_rl(recipe))
+    return recipe.teacher is not None and (needs_teacher(recipe) or samples_teacher(recipe) or not has_rl(recipe))
 
 
 def _prompts(
@@ -177,7 +182,7 @@ def _go(run: Run, models: dict[str, Path], root: Path) -> dict[str, Any]:
     """Each stage feeds the next; finished ones are skipped. Returns evaluations and the last policy folder."""
     current = dict(models)
     per_stage: dict[str, Any] = {}
-    found: dict[str, Any] = {"before": None, "after": None, "per_stage": per_stage, "steps": 0}
+    found: dict[str, Any] = {"before": None, "after": None, "per_stage": per_stage, "steps": 0, "offline_updates": 0}
     for index, stage in enumerate(run.recipe.stages):
         target = stage.target if isinstance(stage, SftStage) else "policy"
         if target == "teacher" and "teacher" not in models:
@@ -189,13 +194,13 @@ def _go(run: Run, models: dict[str, Path], root: Path) -> dict[str, Any]:
             record = read_json(done)
             run.console.status(f"{stage.name}: finished before")
         else:
-            if isinstance(stage, RlStage) and found["before"] is None:
+            if not isinstance(stage, SftStage) and found["before"] is None:
                 found["before"] = found["after"] or _before(run, place, current["policy"])
             record = {"before": found["before"], **_run_stage(run, stage, place, current, root)}
             write_json(done, record)
-        if isinstance(stage, RlStage):
+        if not isinstance(stage, SftStage):
             found["before"] = found["before"] or record["before"]
-            found["steps"] += stage.steps
+            found["steps" if isinstance(stage, RlStage) else "offline_updates"] += record["result"]["steps"]
         run.metrics_position = max(run.metrics_position, int(record.get("metrics_position", 0)))
         _restore_totals(run, record)
         current[target] = place / target
@@ -207,35 +212,38 @@ def _go(run: Run, models: dict[str, Path], root: Path) -> dict[str, Any]:
 
 
 def _before(run: Run, place: Path, policy: Path) -> dict[str, Any] | None:
-    """Accuracy of the policy that enters the first RL stage, measured once."""
+    """Accuracy of the policy that enters the first RL or offline stage, measured once."""
+    if not run.eval_prompts:
+        return None
     target = place / "before.json"
     if target.exists():
         return read_json(target)["eval"]  # type: ignore[no-any-return]
     run.start_rollouts(policy)
-    found = run.evaluate(run.rollouts, "before RL", weights=policy)  # type: ignore[arg-type]
+    found = run.evaluate(run.rollouts, "before", weights=policy)  # type: ignore[arg-type]
     place.mkdir(parents=True, exist_ok=True)
     write_json(target, {"eval": found})
     return found
 
 
-def _run_stage(
-    run: Run, stage: SftStage | RlStage, place: Path, current: dict[str, Path], root: Path
-) -> dict[str, Any]:
+def _run_stage(run: Run, stage: Stage, place: Path, current: dict[str, Path], root: Path) -> dict[str, Any]:
     if isinstance(stage, SftStage):
         output = place / stage.target
         if stage.target == "teacher" and run.recipe.objective.kind == "alm":
             run = as_teacher(run, current["teacher"])
         result = run_sft(run, stage, source=current[stage.target], output=output, root=root)
         return {"result": result, "eval": _evaluate_folder(run, stage.name, output, stage.target), **_totals(run)}
-    trainer = RlTrainer(
-        run=run,
-        stage=stage,
-        source=current["policy"],
-        teacher_folders={name: folder for name, folder in current.items() if name != "policy"},
-        checkpoints=run.folder.path / "checkpoints" / stage.name,
-    )
     shutil.rmtree(place / "policy", ignore_errors=True)
-    result = trainer.train(place / "policy")
+    if isinstance(stage, OfflineStage):
+        result = run_offline(run, stage, place=place, models=current, root=root)
+    else:
+        trainer = RlTrainer(
+            run=run,
+            stage=stage,
+            source=current["policy"],
+            teacher_folders={name: folder for name, folder in current.items() if name != "policy"},
+            checkpoints=run.folder.path / "checkpoints" / stage.name,
+        )
+        result = trainer.train(place / "policy")
     record = {"result": result, "metrics_position": run.metrics_position, **_totals(run)}
     record["eval"] = _evaluate_folder(run, stage.name, place / "policy", "policy")
     return record
@@ -271,6 +279,7 @@ def _summary(run: Run, found: dict[str, Any], seconds: float) -> dict[str, Any]:
         "name": run.recipe.name,
         "status": "finished",
         "steps": found["steps"],
+        "offline_updates": found["offline_updates"],
         "wall_s": round(seconds, 1),
         "tokens": run.tokens,
         "eval": {name: found[name] for name in ("before", "after", "per_stage")},

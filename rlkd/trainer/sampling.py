@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
-from rlkd.records import Prompt
+Item = TypeVar("Item")
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -17,8 +18,8 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
 
 
-def prompts_of_step(prompts: Sequence[Prompt], *, seed: int, step: int, per_step: int) -> list[Prompt]:
-    """The step's prompts: an endless stream of per-epoch permutations, cut into steps."""
+def prompts_of_step(prompts: Sequence[Item], *, seed: int, step: int, per_step: int) -> list[Item]:
+    """The step's prompts (or pairs): an endless stream of per-epoch permutations, cut into steps."""
     count = len(prompts)
     chosen = []
     for position in range(step * per_step, (step + 1) * per_step):

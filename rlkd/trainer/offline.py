@@ -1,0 +1,221 @@
+"""The offline stage: pairs of right and wrong traces through the learner, watched for collapse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlkd.checkpoint import Checkpoint, Checkpoints
+from rlkd.cluster import Worker, gather
+from rlkd.errors import RecipeError
+from rlkd.learner.learner import Update
+from rlkd.learner.loss import Denominators
+from rlkd.learner.packing import split_groups
+from rlkd.metrics import MetricsLog, merge
+from rlkd.recipe.offline_checks import offline_stages
+from rlkd.recipe.schema import OfflineStage
+from rlkd.records import TrainRow
+from rlkd.trainer.assemble import share_update
+from rlkd.trainer.collapse import CollapseDetector
+from rlkd.trainer.console import Bar
+from rlkd.trainer.context import LEARNER_WORKER, Run, write_policy
+from rlkd.trainer.pair_sources import Pair, PairFile, gather_pairs
+from rlkd.trainer.sampling import derive_seed, prompts_of_step
+from rlkd.trainer.teachers import context_length
+
+
+def pair_rows(pairs: Sequence[Pair]) -> list[TrainRow]:
+    """Two rows a pair, in one group: they share their prompt and stay on one rank."""
+    rows: list[TrainRow] = []
+    for group, pair in enumerate(pairs):
+        for term, ids in (("right", pair.right_ids), ("wrong", pair.wrong_ids)):
+            row = TrainRow(group, pair.prompt_ids, ids, (), 0.0, len(rows), term=term)  # type: ignore[arg-type]
+            rows.append(row)
+    return rows
+
+
+def count_updates(stage: OfflineStage, pairs: int) -> int:
+    """The stage's updates. Epochs are cut to whole batches, as in the paper (53,175 pairs by 32: 1,661)."""
+    if stage.steps is not None:
+        return stage.steps
+    return max(1, int((stage.epochs or 0.0) * pairs / stage.batch_size))
+
+
+def check_window(stage: OfflineStage, folder: Path) -> None:
+    """Raises: RecipeError when the stage's longest pair would not fit the model's positions."""
+    total, window = stage.max_prompt_tokens + stage.max_response_tokens, context_length(folder)
+    if total > window:
+        raise RecipeError(
+            f"stages.{stage.name}: max_prompt_tokens {stage.max_prompt_tokens} + max_response_tokens "
+            f"{stage.max_response_tokens} = {total} exceeds the policy's {window} positions; lower them, or widen the "
+            "model by policy.config, e.g. {max_position_embeddings: 32768, rope_theta: 300000.0}"
+        )
+
+
+@dataclass
+class OfflineTrainer:
+    """One offline stage from a policy folder to a policy folder."""
+
+    run: Run
+    stage: OfflineStage
+    pairs: PairFile
+    source: Path
+    checkpoints: Path
+    learners: list[Worker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.detector = CollapseDetector(self.stage.collapse)
+        self.total = count_updates(self.stage, len(self.pairs))
+
+    def train(self, output: Path) -> dict[str, Any]:
+        """Run or continue the stage and write the policy to ``output``.
+
+        Raises: CollapseError when both kinds of traces lose their probability and the recipe says stop.
+        """
+        run, every = self.run, self.run.recipe.checkpoint.every
+        checkpoints = Checkpoints(self.checkpoints, keep=run.recipe.checkpoint.keep)
+        self._turn("sleep")
+        self._start()
+        latest = checkpoints.latest()
+        started = self._restore(latest) if latest else 0
+        position = int(latest.manifest["metrics_position"]) if latest else run.metrics_position
+        log = MetricsLog(run.folder.path, name=run.recipe.name, trackers=run.recipe.log.trackers, position=position)
+        with run.console.bar(self.stage.name, self.total) as bar:
+            for step in range(started, self.total):
+                log.write(self._step(step, bar))
+                self._stop_if_collapsed()
+                if (step + 1) % every == 0 and step + 1 < self.total:
+                    self._save(checkpoints, step + 1, log)
+        run.metrics_position = log.position()
+        log.close()
+        write_policy(run, self.learners, output)
+        for worker in self.learners:
+            run.cluster.stop(worker)
+        self._turn("wake")
+        return {"steps": self.total, "pairs": len(self.pairs), "collapses": self.detector.found}
+
+    def _start(self) -> None:
+        run = self.run
+        self.learners = run.spawn_learners(self.stage.name)
+        address = run.cluster.address(self.learners[0])
+        calls = [
+            run.cluster.build(
+                worker,
+                LEARNER_WORKER,
+                run.recipe.model_dump(mode="json"),
+                str(self.source),
+                rank=rank,
+                world_size=len(self.learners),
+                address=address,
+                total_updates=self.total,
+                offline=self.stage.model_dump(mode="json"),
+            )
+            for rank, worker in enumerate(self.learners)
+        ]
+        gather(calls, run.recipe.cluster.start_deadline_s)
+
+    def _turn(self, method: str) -> None:
+        """Colocated on a GPU: engine and learner have the device in turns."""
+        fleet = self.run.rollouts
+        if fleet is not None and fleet.settings.colocated and fleet.settings.on_gpu:
+            fleet.call_all(method)
+
+    # ------------------------------------------------------------ one update
+
+    def _step(self, step: int, bar: Bar) -> dict[str, Any]:
+        run, begun = self.run, time.perf_counter()
+        seed = derive_seed(run.recipe.seed, self.stage.name)
+        chosen = prompts_of_step(self.pairs, seed=seed, step=step, per_step=self.stage.batch_size)
+        rows = pair_rows(chosen)
+        calls = [
+            worker.submit("train_step", [update], step=step)
+            for worker, update in zip(self.learners, self._shares(rows), strict=True)
+        ]
+        answers = gather(calls, run.recipe.cluster.step_deadline_s)
+        figures = merge(counts for counts, _ in answers)
+        seconds = time.perf_counter() - begun
+        tokens = sum(len(row.completion_ids) for row in rows)
+        run.tokens["trained"] += tokens
+        margin = figures["right_logprob"] - figures["wrong_logprob"]
+        row = {"stage": self.stage.name, "step": step + 1, "pairs": len(chosen), "margin": margin, **figures}
+        row |= {"tokens": tokens, "tokens_per_s": tokens / seconds, "step_s": seconds}
+        found = self.detector.update(
+            step + 1, (figures["right_logprob"], figures["wrong_logprob"], figures["grad_norm"])
+        )
+        if found is not None:
+            row["event"] = "collapse"
+            run.console.note(f"{self.stage.name}: {found}")
+        bar.update(step + 1, _headline(row))
+        return row
+
+    def _shares(self, rows: Sequence[TrainRow]) -> list[Update]:
+        return share_update(
+            split_groups(rows),
+            Denominators(policy=len(rows) / 2, distill=0.0),
+            ranks=len(self.learners),
+            token_budget=self.run.recipe.learner.tokens_per_micro_batch,
+        )
+
+    def _stop_if_collapsed(self) -> None:
+        if self.detector.latest is not None and self.stage.collapse.action == "stop":
+            raise self.detector.latest.error(self.stage.name)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def _save(self, checkpoints: Checkpoints, step: int, log: MetricsLog) -> None:
+        def write(folder: Path) -> None:
+            calls = [worker.submit("save", str(folder / "learner")) for worker in self.learners]
+            gather(calls, self.run.recipe.cluster.step_deadline_s)
+
+        manifest = {
+            "stage": self.stage.name,
+            "updates": step,
+            "metrics_position": log.position(),
+            "tokens": self.run.tokens,
+            "collapse": self.detector.state(),
+            "ranks": len(self.learners),
+        }
+        checkpoints.save(step, manifest, write)
+
+    def _restore(self, latest: Checkpoint) -> int:
+        manifest, run = latest.manifest, self.run
+        calls = [
+            worker.submit("load", str(latest.folder / "learner"), updates=int(manifest["updates"]))
+            for worker in self.learners
+        ]
+        gather(calls, run.recipe.cluster.step_deadline_s)
+        run.tokens = manifest["tokens"]
+        self.detector.restore(**manifest["collapse"])
+        run.console.status(f"continuing {self.stage.name} after update {latest.step} from {latest.folder}")
+        return latest.step
+
+
+def _headline(row: dict[str, Any]) -> str:
+    parts = [f"loss {row['loss']:.3f}", f"right {row['right_logprob']:.3f}", f"wrong {row['wrong_logprob']:.3f}"]
+    parts += [f"|g| {row['grad_norm']:.2g}", f"H {row.get('entropy', 0.0):.2f}"]
+    return "  ".join([*parts, f"{row['tokens_per_s']:,.0f} tok/s"])
+
+
+# ---------------------------------------------------------------- the run's side
+
+
+def prepare_offline(run: Run, models: dict[str, Path], root: Path) -> None:
+    """Before the first stage: windows, and the pairs that don't wait for a trained model.
+
+    Raises: RecipeError when pairs cannot fit the policy, or none is left.
+    """
+    for index, stage in offline_stages(run.recipe):
+        check_window(stage, models["policy"])
+        if stage.pairs.kind != "sampled":
+            gather_pairs(run, stage, run.folder.stage(index, stage.name), models=models, root=root)
+
+
+def run_offline(run: Run, stage: OfflineStage, *, place: Path, models: dict[str, Path], root: Path) -> dict[str, Any]:
+    """Gather what is still to be gathered, then train ``models['policy']`` into ``place/policy``."""
+    pairs = gather_pairs(run, stage, place, models=models, root=root)
+    checkpoints = run.folder.path / "checkpoints" / stage.name
+    trainer = OfflineTrainer(run=run, stage=stage, pairs=pairs, source=models["policy"], checkpoints=checkpoints)
+    return trainer.train(place / "policy")

@@ -1,0 +1,301 @@
+"""Pairs of an offline stage: from a file, a data card's traces or fresh samples, to token ids in the stage's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from reward.verdict import Verdict
+from rlkd.checkpoint import write_json
+from rlkd.cluster import gather
+from rlkd.data.cards import DataCard, data_folder, load_card
+from rlkd.data.curate.where import WhereFilter
+from rlkd.data.pairs import PairSettings, build_pairs, trace_rows
+from rlkd.data.rows import BadRow, Row, atomic_open, dump_row, read_rows
+from rlkd.errors import DataCardError, RecipeError, did_you_mean
+from rlkd.recipe import Recipe
+from rlkd.recipe.offline import CardPairs, FilePairs, SampledPairs
+from rlkd.recipe.offline_checks import offline_stages
+from rlkd.recipe.schema import OfflineStage
+from rlkd.records import Example, Prompt, RolloutGroup
+from rlkd.trainer.context import Run
+from rlkd.trainer.contract import check_teacher_tokenizer
+from rlkd.trainer.fleet import Published, Sampling, sample
+from rlkd.trainer.sampling import derive_seed
+
+CHUNK = 256  # problems sampled and judged at once
+_NEEDED = ("question", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A right and a wrong trace of one problem, as tokens."""
+
+    id: str
+    question: str
+    prompt_ids: tuple[int, ...]
+    right_ids: tuple[int, ...]
+    wrong_ids: tuple[int, ...]
+
+
+class PairFile(Sequence[Pair]):
+    """The pairs of a finished file, read where they lie: 53,000 pairs of long traces need not fit into memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offsets: list[int] = []
+        with path.open("rb") as stream:
+            position = 0
+            for line in stream:
+                self.offsets.append(position)
+                position += len(line)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        with self.path.open("rb") as stream:
+            stream.seek(self.offsets[index])
+            row = json.loads(stream.readline())
+        ids = {name: tuple(row[name]) for name in ("prompt_ids", "right_ids", "wrong_ids")}
+        return Pair(row["id"], row["question"], **ids)
+
+
+@dataclass
+class PairReport:
+    """What became of the traces and pairs."""
+
+    kept: int = 0
+    excluded: Counter[str] = field(default_factory=Counter)
+    traces: Counter[str] = field(default_factory=Counter)
+
+
+# ---------------------------------------------------------------- before anything starts
+
+
+def check_sources(recipe: Recipe, root: Path) -> None:
+    """Raises: RecipeError or DataCardError when a stage's file or card is not there or holds no traces."""
+    for index, stage in offline_stages(recipe):
+        where = f"stages.{index}.pairs"
+        if isinstance(stage.pairs, FilePairs):
+            path = _file(stage.pairs, root, where)
+            first = next((row for _, row in read_rows(path) if not isinstance(row, BadRow)), None)
+            missing = [name for name in _NEEDED if name not in (first or {})]
+            if missing:
+                raise RecipeError(
+                    f"{where}.path: {path} has no column {', '.join(missing)}; `rlkd data pairs` writes such files"
+                )
+        elif isinstance(stage.pairs, CardPairs):
+            card = load_card(stage.pairs.name)
+            if not card.reading.traces:
+                raise RecipeError(f"{where}.name: card '{card.name}' names no traces (reading.traces)")
+            if card.source.file is not None:
+                card.path(_card_folder(card, root))
+
+
+def _file(spec: FilePairs, root: Path, where: str) -> Path:
+    path = Path(spec.path).expanduser()
+    path = path if path.is_absolute() else root / path
+    if not path.is_file():
+        near = [item.name for item in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise RecipeError(
+            f"{where}.path: there is no file {path}{did_you_mean(path.name, near)}; relative paths start at data.dir"
+        )
+    return path
+
+
+def _card_folder(card: DataCard, root: Path) -> Path:
+    """Where a card's file is: ``data.dir``, else the folder of all data."""
+    return root if card.source.file and (root / card.source.file).is_file() else data_folder()
+
+
+# ---------------------------------------------------------------- gathering
+
+
+def gather_pairs(run: Run, stage: OfflineStage, place: Path, *, models: dict[str, Path], root: Path) -> PairFile:
+    """The stage's pairs. They are gathered once; a stage that goes on finds them in its folder.
+
+    Args:
+        place: the stage's folder; ``pairs.jsonl`` and ``pairs.json`` (counts) are written there.
+        models: the model folders that traces may be sampled from.
+        root: folder that relative paths start at.
+
+    Raises: RecipeError when none is left, with the count of every reason.
+    """
+    target = place / "pairs.jsonl"
+    if not target.is_file():
+        report = PairReport()
+        found = _pairs(run, stage, place, report, models, root)
+        with atomic_open(target) as stream:
+            for pair in _usable(found, stage, {prompt.example.question for prompt in run.eval_prompts}, report):
+                stream.write(dump_row(dataclasses.asdict(pair)))
+                report.kept += 1
+        _tell(run, stage, report)
+        counts = {"kept": report.kept, "excluded": dict(report.excluded), "traces": dict(report.traces)}
+        write_json(place / "pairs.json", counts)
+        if not report.kept:
+            target.unlink()
+            raise RecipeError(f"stages.{stage.name}.pairs: no pair is left; left out: {dict(report.excluded)}")
+    pairs = PairFile(target)
+    run.console.status(f"{stage.name}: {len(pairs):,} pairs of a right and a wrong trace")
+    return pairs
+
+
+def _tell(run: Run, stage: OfflineStage, report: PairReport) -> None:
+    if report.traces:
+        counts = ", ".join(f"{count:,} {name}" for name, count in report.traces.items())
+        run.console.status(f"{stage.name}: traces: {counts}")
+    for reason, count in report.excluded.items():
+        run.console.note(f"stages.{stage.name}.pairs: {count} left out: {reason}")
+
+
+def _pairs(
+    run: Run, stage: OfflineStage, place: Path, report: PairReport, models: dict[str, Path], root: Path
+) -> Iterator[Pair]:
+    spec = stage.pairs
+    if isinstance(spec, FilePairs):
+        return _text_pairs(run, _file(spec, root, f"stages.{stage.name}.pairs"), report)
+    if isinstance(spec, CardPairs):
+        return _card_pairs(run, stage, spec, place / "judged", report, root)
+    return _sampled_pairs(run, stage, spec, report, models)
+
+
+def _usable(pairs: Iterable[Pair], stage: OfflineStage, held_out: set[str], report: PairReport) -> Iterator[Pair]:
+    for pair in pairs:
+        reason = _fault(pair, stage, held_out)
+        if reason:
+            report.excluded[reason] += 1
+        else:
+            yield pair
+
+
+def _fault(pair: Pair, stage: OfflineStage, held_out: set[str]) -> str:
+    if pair.question in held_out:
+        return "question also in data.eval"
+    if len(pair.prompt_ids) > stage.max_prompt_tokens:
+        return f"prompt longer than max_prompt_tokens {stage.max_prompt_tokens}"
+    if max(len(pair.right_ids), len(pair.wrong_ids)) > stage.max_response_tokens:
+        return f"a trace longer than max_response_tokens {stage.max_response_tokens}"
+    return "right and wrong trace are the same tokens" if pair.right_ids == pair.wrong_ids else ""
+
+
+# ---------------------------------------------------------------- text
+
+
+def _text_pairs(run: Run, path: Path, report: PairReport) -> Iterator[Pair]:
+    """Rows as ``rlkd data pairs`` writes them; a damaged row is counted."""
+    for number, row in read_rows(path):
+        if isinstance(row, BadRow):
+            report.excluded[row.reason] += 1
+        elif not all(isinstance(row.get(name), str) and row[name].strip() for name in _NEEDED):
+            report.excluded[f"no text under one of {', '.join(_NEEDED)}"] += 1
+        else:
+            yield _text_pair(run, row, str(row.get("id", f"{path.stem}-{number}")))
+
+
+def _text_pair(run: Run, row: Row, identity: str) -> Pair:
+    fields = {key: value for key, value in row.items() if key not in ("id", "answer", *_NEEDED)}
+    example = Example(identity, row["question"], row.get("answer"), None, fields)
+    prompt = run.builder.prompt(example)
+
+    def ids(text: str) -> tuple[int, ...]:
+        return run.builder.completion_ids(dataclasses.replace(example, solution=text), prompt)
+
+    return Pair(identity, example.question, prompt.token_ids, ids(row["chosen"]), ids(row["rejected"]))
+
+
+def _card_pairs(
+    run: Run, stage: OfflineStage, spec: CardPairs, out: Path, report: PairReport, root: Path
+) -> Iterator[Pair]:
+    """A card's traces, judged part by part: a killed run goes on at the part where it stopped."""
+    card, verifier = load_card(spec.name), run.recipe.verifier
+    keep, drop = ({key: tuple(values) for key, values in chosen.items()} for chosen in (spec.keep, spec.drop))
+    try:
+        found = build_pairs(
+            trace_rows(card, _card_folder(card, root)),
+            out,
+            card=card,
+            verify_batch=run.pool.verify_batch,
+            verifier={"name": verifier.kind, **verifier.options},
+            label=spec.label,
+            filters=[WhereFilter(keep=keep, drop=drop)] if keep or drop else [],
+            settings=PairSettings(
+                max_response=max(1, stage.max_response_tokens - 1),  # one is the end-of-turn token
+                pairs_per_problem=spec.pairs_per_problem,
+            ),
+            token_counter=_counter(run.tokenizer),
+        )
+    except DataCardError as error:
+        raise RecipeError(f"stages.{stage.name}.pairs: {error}") from error
+    for line in found.lines():
+        run.console.status(f"{stage.name}: {line}")
+    report.traces.update(found.traces)
+    return _text_pairs(run, out / "pairs.jsonl", report)
+
+
+def _counter(tokenizer: Any) -> Callable[[str], int]:
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+# ---------------------------------------------------------------- samples
+
+
+def _sampled_pairs(
+    run: Run, stage: OfflineStage, spec: SampledPairs, report: PairReport, models: dict[str, Path]
+) -> Iterator[Pair]:
+    """Traces of ``data.train`` from one of the recipe's models; tokens go to the learner as they were sampled."""
+    folder = models[spec.model]
+    prompts = run.train_prompts[: spec.problems]
+    source = run
+    if spec.model == "teacher":
+        check_teacher_tokenizer(models["policy"], folder)
+        source = dataclasses.replace(run, rollouts=None)  # an engine of its own, for as long as it samples
+    source.start_rollouts(folder, kind="TraceWorker" if spec.model == "teacher" else "RolloutWorker")
+    assert source.rollouts is not None
+    gather(source.rollouts.publish(Published(str(folder), version=0), None), source.rollouts.deadline_s)
+    waiting = iter(prompts)
+    with run.console.bar(f"{stage.name}: traces", len(prompts)) as bar:
+        done = 0
+        while part := list(islice(waiting, CHUNK)):
+            groups = _sampled(source, stage, spec, part)
+            verdicts = iter(run.verify(groups))
+            for group in groups:
+                yield from _group_pairs(run, group, list(islice(verdicts, len(group.rollouts))), spec, report)
+            done += len(part)
+            bar.update(done, f"{report.traces['right']:,} right, {report.traces['wrong']:,} wrong")
+    if source is not run:
+        source.rollouts.stop()
+
+
+def _sampled(source: Run, stage: OfflineStage, spec: SampledPairs, part: list[Prompt]) -> list[RolloutGroup]:
+    seeds = [derive_seed(source.recipe.seed, stage.name, "pairs", prompt.example.id) for prompt in part]
+    sampling = Sampling(spec.samples, spec.temperature, stage.max_response_tokens)
+    assert source.rollouts is not None
+    return sample(source.rollouts, part, seeds, sampling, source.tokenizer).groups()
+
+
+def _group_pairs(
+    run: Run, group: RolloutGroup, verdicts: list[Verdict], spec: SampledPairs, report: PairReport
+) -> Iterator[Pair]:
+    """Different right traces against different wrong ones. One that was cut off is neither: it never ended."""
+    kinds: dict[str, dict[tuple[int, ...], None]] = {"right": {}, "wrong": {}, "neither": {}, "cut off": {}}
+    for rollout, verdict in zip(group.rollouts, verdicts, strict=True):
+        kind = "neither" if verdict.score is None else "right" if verdict.score >= 1.0 else "wrong"
+        kind = "cut off" if rollout.truncated else kind
+        report.traces[kind] += 1
+        kinds[kind].setdefault(rollout.completion_ids)
+        run.tokens["generated"] += len(rollout.completion_ids)
+    found = list(zip(kinds["right"], kinds["wrong"], strict=False))[: spec.pairs_per_problem]
+    if not found:
+        report.excluded["problem without a right and a wrong trace"] += 1
+    for number, (right, wrong) in enumerate(found):
+        example = group.prompt.example
+        yield Pair(f"{example.id}-{number}", example.question, group.prompt.token_ids, right, wrong)
