@@ -9,7 +9,7 @@ from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl
 from rlkd.recipe.privileged_checks import longest_prompt, teacher_prompt_budget
-from rlkd.recipe.schema import SftStage
+from rlkd.recipe.schema import OfflineStage, SftStage, Stage
 
 
 def context_length(folder: Path) -> int:
@@ -50,7 +50,22 @@ def check_windows(recipe: Recipe, folders: Mapping[str, Path]) -> None:
                 "(eval.max_new_tokens, privileged.max_tokens), or take a model with a longer window"
             )
         for stage in recipe.stages:
-            if isinstance(stage, SftStage) and stage.target == name and stage.max_length > window:
+            what, longest = _trained(stage, name)
+            if longest > window:
                 raise RecipeError(
-                    f"stages.{stage.name}.max_length: {stage.max_length} exceeds the {window} tokens of {name}'s window"
+                    f"stages.{stage.name}.{what} {longest} exceeds the {window} tokens of {name}'s window; lower it or "
+                    f"widen the model, e.g. config: {{max_position_embeddings: {longest}}}"
                 )
+
+
+def _trained(stage: Stage, name: str) -> tuple[str, int]:
+    """(setting, tokens) of the longest sequence that a stage trains the named model on, where it is given."""
+    if isinstance(stage, SftStage) and stage.target == name:
+        return "max_length:", stage.max_length
+    if isinstance(stage, OfflineStage) and name == "policy":
+        total = stage.max_prompt_tokens + stage.max_response_tokens
+        return (
+            f"max_prompt_tokens: {stage.max_prompt_tokens} + max_response_tokens: {stage.max_response_tokens} =",
+            total,
+        )
+    return "", 0

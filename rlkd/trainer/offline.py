@@ -10,7 +10,6 @@ from typing import Any
 
 from rlkd.checkpoint import Checkpoint, Checkpoints
 from rlkd.cluster import Worker, gather
-from rlkd.errors import RecipeError
 from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import split_groups
@@ -24,7 +23,6 @@ from rlkd.trainer.console import Bar
 from rlkd.trainer.context import LEARNER_WORKER, Run, write_policy
 from rlkd.trainer.pair_sources import Pair, PairFile, gather_pairs
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
-from rlkd.trainer.teachers import context_length
 
 
 def pair_rows(pairs: Sequence[Pair]) -> list[TrainRow]:
@@ -42,17 +40,6 @@ def count_updates(stage: OfflineStage, pairs: int) -> int:
     if stage.steps is not None:
         return stage.steps
     return max(1, int((stage.epochs or 0.0) * pairs / stage.batch_size))
-
-
-def check_window(stage: OfflineStage, folder: Path) -> None:
-    """Raises: RecipeError when the stage's longest pair would not fit the model's positions."""
-    total, window = stage.max_prompt_tokens + stage.max_response_tokens, context_length(folder)
-    if total > window:
-        raise RecipeError(
-            f"stages.{stage.name}: max_prompt_tokens {stage.max_prompt_tokens} + max_response_tokens "
-            f"{stage.max_response_tokens} = {total} exceeds the policy's {window} positions; lower them, or widen the "
-            "model by policy.config, e.g. {max_position_embeddings: 32768, rope_theta: 300000.0}"
-        )
 
 
 @dataclass
@@ -203,12 +190,11 @@ def _headline(row: dict[str, Any]) -> str:
 
 
 def prepare_offline(run: Run, models: dict[str, Path], root: Path) -> None:
-    """Before the first stage: windows, and the pairs that don't wait for a trained model.
+    """Before the first stage: the pairs that don't wait for a trained model.
 
-    Raises: RecipeError when pairs cannot fit the policy, or none is left.
+    Raises: RecipeError when none is left.
     """
     for index, stage in offline_stages(run.recipe):
-        check_window(stage, models["policy"])
         if stage.pairs.kind != "sampled":
             gather_pairs(run, stage, run.folder.stage(index, stage.name), models=models, root=root)
 

@@ -17,7 +17,7 @@ from rlkd.recipe import Recipe
 from rlkd.recipe.offline import CardPairs, FilePairs, PairSource, SampledPairs
 from rlkd.recipe.schema import OfflineStage
 from rlkd.records import Example, Prompt, Rollout, RolloutGroup
-from rlkd.trainer.offline import check_window, count_updates, pair_rows
+from rlkd.trainer.offline import count_updates, pair_rows
 from rlkd.trainer.pair_sources import PairFile, PairReport, _group_pairs, check_sources, gather_pairs
 from rlkd.trainer.sampling import prompts_of_step
 
@@ -173,14 +173,6 @@ def test_sources_are_looked_at_before_anything_starts(recipe: Recipe, tmp_path: 
         check_sources(with_pairs(recipe, CardPairs(name="svamp")), tmp_path)
     with pytest.raises(DataCardError, match="no data card 'gsm8k-model-solution'; did you mean"):
         check_sources(with_pairs(recipe, CardPairs(name="gsm8k-model-solution")), tmp_path)
-
-
-def test_a_pair_longer_than_the_models_window_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 88}))
-    stage = stage_of(FilePairs(path="x"))
-    check_window(stage, tmp_path)
-    with pytest.raises(RecipeError, match=r"40 \+ max_response_tokens 49 = 89 exceeds the policy's 88 positions"):
-        check_window(stage_of(FilePairs(path="x"), max_response_tokens=49), tmp_path)
 
 
 def test_pairs_are_plain_data(run: Any, tmp_path: Path) -> None:

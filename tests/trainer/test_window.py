@@ -62,6 +62,15 @@ def test_solutions_fit_or_are_refused(tmp_path: Path) -> None:
         check_windows(sft, {"policy": folder(tmp_path, 64)})
 
 
+def test_pairs_fit_or_are_refused(tmp_path: Path) -> None:
+    spec = {"kind": "offline", "pairs": {"kind": "file", "path": "x"}, "max_prompt_tokens": 40, "epochs": 1.0}
+    check_windows(recipe(**spec, max_response_tokens=24), {"policy": folder(tmp_path, 64)})
+    with pytest.raises(
+        RecipeError, match=r"40 \+ max_response_tokens: 25 = 65 exceeds the 64 tokens of policy's window"
+    ):
+        check_windows(recipe(**spec, max_response_tokens=25), {"policy": tmp_path})
+
+
 def test_evaluation_takes_the_prompt_budget_that_is_left(tmp_path: Path) -> None:
     assert _fitted(recipe(), folder(tmp_path / "a", 63)).rollout.max_prompt_tokens == 39
     assert _fitted(recipe(), folder(tmp_path / "b", 640)).rollout.max_prompt_tokens == 40
