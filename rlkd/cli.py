@@ -31,10 +31,11 @@ def train(
     recipe: RecipeArg, overrides: Overrides = None, out: Out = None, resume: Resume = False, dry_run: DryRun = False
 ) -> None:
     """Run every stage of a recipe. An unfinished run of the same recipe is continued."""
-    from rlkd.launch import Launch
+    from rlkd.launch import Launch, end_with_launcher
     from rlkd.recipe import load_recipe
 
     launch = Launch.from_environment()
+    end_with_launcher()
     if launch.role == "idle" or (dry_run and launch.role == "join"):
         return
     if launch.role == "join":

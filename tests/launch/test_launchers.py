@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -23,12 +26,16 @@ WAYS = {
 }
 
 
-def start(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run as a user would: this environment's programs first on PATH, no launcher's variables around."""
+def environment() -> dict[str, str]:
+    """A user's: this environment's programs first on PATH, no launcher's variables around."""
     foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
     kept = {k: v for k, v in os.environ.items() if k not in foreign and not k.startswith("ACCELERATE_")}
-    environment = {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=500)
+    return {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def start(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run as a user would."""
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=500)
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +130,25 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     done = start("rlkd", "train", str(ROOT / RECIPE), "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.engine
+def test_a_job_ends_with_its_launcher(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    launcher = subprocess.Popen(
+        ["accelerate", "launch", RECIPE, "--out", str(out)], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
+    )
+    assert soon(lambda: (out / "logs" / "SftWorker-sft-0.log").exists()), "the job never started"
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    assert any("raylet" in process.name() for process in family)
+    launcher.kill()
+    launcher.wait(timeout=30)
+    assert soon(lambda: not any(process.is_running() for process in family)), [p.cmdline() for p in family]
+
+
+def soon(condition: Callable[[], bool], within_s: float = 120.0) -> bool:
+    """Whether it becomes true in time."""
+    until = time.monotonic() + within_s
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.2)
+    return condition()
