@@ -8,8 +8,9 @@ from pathlib import Path
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl
+from rlkd.recipe.offline_checks import offline_stages
 from rlkd.recipe.privileged_checks import longest_prompt, teacher_prompt_budget
-from rlkd.recipe.schema import SftStage
+from rlkd.recipe.schema import OfflineStage, SftStage
 
 
 def context_length(folder: Path) -> int:
@@ -36,6 +37,7 @@ def check_windows(recipe: Recipe, folders: Mapping[str, Path]) -> None:
     Raises: RecipeError naming the model, its window and the settings to lower.
     """
     rollout = recipe.rollout
+    served = has_rl(recipe) or recipe.data.eval or any(s.pairs.kind == "sampled" for _, s in offline_stages(recipe))
     completion = max(rollout.max_new_tokens, recipe.eval.max_new_tokens or 0)
     for name, folder in folders.items():
         if recipe.objective.kind == "alm" and name != "policy":
@@ -43,7 +45,7 @@ def check_windows(recipe: Recipe, folders: Mapping[str, Path]) -> None:
         window = context_length(folder)
         prompt = longest_prompt(recipe) if name == "policy" else teacher_prompt_budget(recipe)
         total = prompt + completion + 1  # the engine scores a sequence by generating one token more
-        if (has_rl(recipe) or recipe.data.eval) and total > window:
+        if served and total > window:
             raise RecipeError(
                 f"{name}: its window is {window} tokens, but prompts of up to {prompt} and completions of up to "
                 f"{completion} (and one) make {total}; lower rollout.max_prompt_tokens or rollout.max_new_tokens "
@@ -54,3 +56,15 @@ def check_windows(recipe: Recipe, folders: Mapping[str, Path]) -> None:
                 raise RecipeError(
                     f"stages.{stage.name}.max_length: {stage.max_length} exceeds the {window} tokens of {name}'s window"
                 )
+            if isinstance(stage, OfflineStage) and name == "policy":
+                _check_pairs(stage, window)
+
+
+def _check_pairs(stage: OfflineStage, window: int) -> None:
+    total = stage.max_prompt_tokens + stage.max_response_tokens
+    if total > window:
+        raise RecipeError(
+            f"stages.{stage.name}: max_prompt_tokens {stage.max_prompt_tokens} + max_response_tokens "
+            f"{stage.max_response_tokens} = {total} exceeds the {window} tokens of the policy's window; lower them, or "
+            "widen a pretrained model by policy.config, e.g. {max_position_embeddings: 32768, rope_theta: 300000.0}"
+        )

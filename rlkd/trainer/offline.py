@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlkd.checkpoint import Checkpoint, Checkpoints
 from rlkd.cluster import Worker, gather
-from rlkd.errors import RecipeError
 from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import split_groups
@@ -24,7 +24,6 @@ from rlkd.trainer.console import Bar
 from rlkd.trainer.context import LEARNER_WORKER, Run, write_policy
 from rlkd.trainer.pair_sources import Pair, PairFile, gather_pairs
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
-from rlkd.trainer.teachers import context_length
 
 
 def pair_rows(pairs: Sequence[Pair]) -> list[TrainRow]:
@@ -42,17 +41,6 @@ def count_updates(stage: OfflineStage, pairs: int) -> int:
     if stage.steps is not None:
         return stage.steps
     return max(1, int((stage.epochs or 0.0) * pairs / stage.batch_size))
-
-
-def check_window(stage: OfflineStage, folder: Path) -> None:
-    """Raises: RecipeError when the stage's longest pair would not fit the model's positions."""
-    total, window = stage.max_prompt_tokens + stage.max_response_tokens, context_length(folder)
-    if total > window:
-        raise RecipeError(
-            f"stages.{stage.name}: max_prompt_tokens {stage.max_prompt_tokens} + max_response_tokens "
-            f"{stage.max_response_tokens} = {total} exceeds the policy's {window} positions; lower them, or widen the "
-            "model by policy.config, e.g. {max_position_embeddings: 32768, rope_theta: 300000.0}"
-        )
 
 
 @dataclass
@@ -83,14 +71,13 @@ class OfflineTrainer:
         started = self._restore(latest) if latest else 0
         position = int(latest.manifest["metrics_position"]) if latest else run.metrics_position
         log = MetricsLog(run.folder.path, name=run.recipe.name, trackers=run.recipe.log.trackers, position=position)
-        with run.console.bar(self.stage.name, self.total) as bar:
+        with closing(log), run.console.bar(self.stage.name, self.total) as bar:
             for step in range(started, self.total):
                 log.write(self._step(step, bar))
                 self._stop_if_collapsed()
                 if (step + 1) % every == 0 and step + 1 < self.total:
                     self._save(checkpoints, step + 1, log)
-        run.metrics_position = log.position()
-        log.close()
+            run.metrics_position = log.position()
         write_policy(run, self.learners, output)
         for worker in self.learners:
             run.cluster.stop(worker)
@@ -203,12 +190,8 @@ def _headline(row: dict[str, Any]) -> str:
 
 
 def prepare_offline(run: Run, models: dict[str, Path], root: Path) -> None:
-    """Before the first stage: windows, and the pairs that don't wait for a trained model.
-
-    Raises: RecipeError when pairs cannot fit the policy, or none is left.
-    """
+    """Before the first stage: the pairs that don't wait for a trained model. Raises: RecipeError when none is left."""
     for index, stage in offline_stages(run.recipe):
-        check_window(stage, models["policy"])
         if stage.pairs.kind != "sampled":
             gather_pairs(run, stage, run.folder.stage(index, stage.name), models=models, root=root)
 
