@@ -12,7 +12,7 @@ import yaml
 
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe
-from rlkd.recipe.schema import SftStage
+from rlkd.recipe.schema import OfflineStage, SftStage
 
 if TYPE_CHECKING:
     from rlkd.data.prompt import PromptBuilder
@@ -77,6 +77,11 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
     ]
     lines += _teacher_side(recipe, builder, prompt)
     lines += ["", f"gold answer, judged by '{recipe.verifier.kind}'", f"  {example.answer!r}", ""]
+    lines += [
+        f"stages.{stage.name} learns from pairs of a right and a wrong trace ({stage.pairs.kind}), after this prompt\n"
+        for stage in recipe.stages
+        if isinstance(stage, OfflineStage)
+    ]
     stage = next((stage for stage in recipe.stages if isinstance(stage, SftStage)), None)
     if stage is None:
         return "\n".join(lines).rstrip()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rlkd.errors import RecipeError
+from rlkd.errors import RecipeError, did_you_mean
 from rlkd.models.tokenizer import build_tokenizer
 from rlkd.recipe.schema import PackagedModel, PretrainedModel, ScratchModel
 
@@ -124,7 +124,7 @@ def _pretrained(spec: PretrainedModel, folder: Path, where: str) -> Path:
             raise RecipeError(f"{where}.path: '{spec.path}' holds no weights ({', '.join(WEIGHT_SUFFIXES)})")
     else:
         root = _download(spec, where)
-    return _changed(root, folder, spec) if spec.chat_template is not None or spec.config else root
+    return _changed(root, folder, spec, where) if spec.chat_template is not None or spec.config else root
 
 
 def _download(spec: PretrainedModel, where: str) -> Path:
@@ -139,7 +139,7 @@ def _download(spec: PretrainedModel, where: str) -> Path:
         ) from error
 
 
-def _changed(root: Path, folder: Path, spec: PretrainedModel) -> Path:
+def _changed(root: Path, folder: Path, spec: PretrainedModel, where: str) -> Path:
     """The same weights (linked) with another chat template or other keys in config.json."""
     if folder.exists():
         return folder
@@ -157,7 +157,22 @@ def _changed(root: Path, folder: Path, spec: PretrainedModel) -> Path:
         tokenizer.save_pretrained(half)
     if spec.config:
         config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        changed = _replaced(config, spec.config, f"{where}.config")
         (half / "config.json").unlink()
-        (half / "config.json").write_text(json.dumps(config | spec.config, indent=2), encoding="utf-8")
+        (half / "config.json").write_text(json.dumps(changed, indent=2), encoding="utf-8")
     half.rename(folder)
     return folder
+
+
+def _replaced(config: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:
+    """With other values of keys that are there. Raises: RecipeError for one that is not: it would change nothing."""
+    result = dict(config)
+    for key, value in changes.items():
+        if key not in config:
+            nested = [name for name, inner in config.items() if isinstance(inner, dict) and key in inner]
+            hint = f"; write {nested[0]}: {{{key}: {value}}}" if nested else did_you_mean(key, config)
+            raise RecipeError(f"{where}.{key}: the model's config.json has no such key{hint}")
+        inner = config[key]
+        both = isinstance(inner, dict) and isinstance(value, dict)
+        result[key] = _replaced(inner, value, f"{where}.{key}") if both else value
+    return result

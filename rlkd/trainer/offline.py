@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,13 @@ class OfflineTrainer:
         started = self._restore(latest) if latest else 0
         position = int(latest.manifest["metrics_position"]) if latest else run.metrics_position
         log = MetricsLog(run.folder.path, name=run.recipe.name, trackers=run.recipe.log.trackers, position=position)
-        with run.console.bar(self.stage.name, self.total) as bar:
+        with closing(log), run.console.bar(self.stage.name, self.total) as bar:
             for step in range(started, self.total):
                 log.write(self._step(step, bar))
                 self._stop_if_collapsed()
                 if (step + 1) % every == 0 and step + 1 < self.total:
                     self._save(checkpoints, step + 1, log)
-        run.metrics_position = log.position()
-        log.close()
+            run.metrics_position = log.position()
         write_policy(run, self.learners, output)
         for worker in self.learners:
             run.cluster.stop(worker)
@@ -190,10 +190,7 @@ def _headline(row: dict[str, Any]) -> str:
 
 
 def prepare_offline(run: Run, models: dict[str, Path], root: Path) -> None:
-    """Before the first stage: the pairs that don't wait for a trained model.
-
-    Raises: RecipeError when none is left.
-    """
+    """Before the first stage: the pairs that don't wait for a trained model. Raises: RecipeError when none is left."""
     for index, stage in offline_stages(run.recipe):
         if stage.pairs.kind != "sampled":
             gather_pairs(run, stage, run.folder.stage(index, stage.name), models=models, root=root)

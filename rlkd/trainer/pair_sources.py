@@ -139,11 +139,11 @@ def gather_pairs(run: Run, stage: OfflineStage, place: Path, *, models: dict[str
                 stream.write(dump_row(dataclasses.asdict(pair)))
                 report.kept += 1
         _tell(run, stage, report)
-        counts = {"kept": report.kept, "excluded": dict(report.excluded), "traces": dict(report.traces)}
-        write_json(place / "pairs.json", counts)
         if not report.kept:
             target.unlink()
             raise RecipeError(f"stages.{stage.name}.pairs: no pair is left; left out: {dict(report.excluded)}")
+        counts = {"kept": report.kept, "excluded": dict(report.excluded), "traces": dict(report.traces)}
+        write_json(place / "pairs.json", counts)
     pairs = PairFile(target)
     run.console.status(f"{stage.name}: {len(pairs):,} pairs of a right and a wrong trace")
     return pairs

@@ -9,13 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from reward.verdict import Verdict
+from rlkd.data.cards import load_card
 from rlkd.data.rows import write_rows
+from rlkd.data.source import load_sources
 from rlkd.errors import DataCardError, RecipeError
+from rlkd.models import context_length, materialise
 from rlkd.recipe import Recipe
 from rlkd.recipe.offline import CardPairs, FilePairs, PairSource, SampledPairs
-from rlkd.recipe.schema import OfflineStage
+from rlkd.recipe.schema import CardData, OfflineStage, PretrainedModel
 from rlkd.records import Example, Prompt, Rollout, RolloutGroup
 from rlkd.trainer.offline import count_updates, pair_rows
 from rlkd.trainer.pair_sources import PairFile, PairReport, _group_pairs, check_sources, gather_pairs
@@ -79,8 +84,6 @@ def test_no_pair_left_is_an_error_with_reasons(run: Any, tmp_path: Path) -> None
 
 def test_a_cards_traces_are_judged_by_the_verifier(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """Two of three problems have both kinds; the verifier's word counts, not the publisher's claim."""
-    from rlkd.data.cards import load_card
-
     card = load_card("gsm8k-model-solutions").model_copy(update={"name": "tiny"})
     models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
     said = {"q1": ("1", "2", "3", "1"), "q2": ("1", "1", "1", "1"), "q3": ("3", "3", "1", "2")}
@@ -173,6 +176,48 @@ def test_sources_are_looked_at_before_anything_starts(recipe: Recipe, tmp_path: 
         check_sources(with_pairs(recipe, CardPairs(name="svamp")), tmp_path)
     with pytest.raises(DataCardError, match="no data card 'gsm8k-model-solution'; did you mean"):
         check_sources(with_pairs(recipe, CardPairs(name="gsm8k-model-solution")), tmp_path)
+
+
+def test_a_config_is_widened_and_the_weights_stay(tmp_path: Path) -> None:
+    """REDI's base model: another window and rotary base, as transformers reads them back."""
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, max_position_embeddings=64, **small))
+    model.save_pretrained(tmp_path / "base")
+    changes = {"max_position_embeddings": 256, "rope_parameters": {"rope_theta": 300000.0}}
+    spec = PretrainedModel(path=str(tmp_path / "base"), config=changes)
+    folder = materialise(spec, tmp_path / "wide", where="policy", seed=0, texts=lambda: ())
+    wide = AutoModelForCausalLM.from_pretrained(folder)
+    assert context_length(folder) == 256
+    assert wide.config.rope_parameters["rope_theta"] == 300000.0
+    assert context_length(tmp_path / "base") == 64
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, wide.state_dict()[name]), name
+    unread = PretrainedModel(path=str(tmp_path / "base"), config={"rope_theta": 300000.0})
+    with pytest.raises(
+        RecipeError, match=r"policy.config.rope_theta: .* no such key; write rope_parameters: \{rope_theta"
+    ):
+        materialise(unread, tmp_path / "other", where="policy", seed=0, texts=lambda: ())
+
+
+def test_a_trace_called_wrong_is_no_solution(tmp_path: Path) -> None:
+    """Fine-tuning on a card's traces takes the first that the publisher does not call wrong."""
+    card = load_card("gsm8k-model-solutions")
+    models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+    claims = {"q1": (False, True, True, False), "q2": (False, False, False, False)}
+    rows = [
+        {
+            "question": question,
+            "ground_truth": "so\nA: 1",
+            **{m: {"is_correct": c, "solution": f"{m}\nA: 1"} for m, c in zip(models, said, strict=True)},
+        }
+        for question, said in claims.items()
+    ]
+    write_rows(tmp_path / str(card.source.file), rows)
+    loaded = load_sources([CardData(name=card.name)], where="data.train", root=tmp_path)
+    assert [example.solution and example.solution.split()[0] for example in loaded.examples] == [
+        "6b_verification",
+        None,
+    ]
 
 
 def test_pairs_are_plain_data(run: Any, tmp_path: Path) -> None:

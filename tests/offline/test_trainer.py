@@ -1,0 +1,97 @@
+"""The loop around the learner: what a collapse does, and what the report makes of an offline run."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_collapse import collapsing
+
+from rlkd.data.rows import write_rows
+from rlkd.errors import CollapseError
+from rlkd.recipe.offline import CollapseSpec, FilePairs
+from rlkd.recipe.schema import OfflineStage
+from rlkd.report.page import write_report
+from rlkd.trainer import offline
+from rlkd.trainer.console import Console
+from rlkd.trainer.offline import OfflineTrainer
+from rlkd.trainer.pair_sources import PairFile
+
+FIGURES = collapsing(random.Random(0))
+
+
+class Learner:
+    """Answers with the figures of a run that collapses; what it would learn is not the matter here."""
+
+    def __init__(self) -> None:
+        self.updates: list[Any] = []
+
+    def submit(self, method: str, *given: Any, **_: Any) -> Any:
+        if method != "train_step":
+            return None
+        self.updates += given[0]
+        right, wrong, norm = FIGURES[len(self.updates) - 1]
+        counts = {"right_logprob": (right, 1.0), "wrong_logprob": (wrong, 1.0), "grad_norm": (norm, 1.0)}
+        return {**counts, "loss": (-right, 0.0)}, {}
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch, request: Any) -> OfflineTrainer:
+    stage = OfflineStage(
+        name="redi", pairs=FilePairs(path="x"), steps=len(FIGURES), batch_size=2, collapse=CollapseSpec(**request.param)
+    )
+    ids = {"prompt_ids": [1, 2], "right_ids": [3], "wrong_ids": [4, 5]}
+    write_rows(tmp_path / "pairs.jsonl", [{"id": str(at), "question": "q", **ids} for at in range(3)])
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    run: Any = SimpleNamespace(
+        recipe=recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"every": 1000})}),
+        folder=SimpleNamespace(path=tmp_path),
+        console=Console(),
+        metrics_position=0,
+        rollouts=None,
+        tokens={"generated": 0, "trained": 0},
+        cluster=SimpleNamespace(stop=lambda _: None),
+    )
+    monkeypatch.setattr(offline, "gather", lambda calls, _: calls)
+    monkeypatch.setattr(offline, "write_policy", lambda *_: None)
+    monkeypatch.setattr(OfflineTrainer, "_start", lambda self: self.learners.append(Learner()))
+    pairs = PairFile(tmp_path / "pairs.jsonl")
+    return OfflineTrainer(run=run, stage=stage, pairs=pairs, source=tmp_path, checkpoints=tmp_path / "checkpoints")
+
+
+def lines(trainer: OfflineTrainer) -> list[dict[str, Any]]:
+    text = (trainer.run.folder.path / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("trainer", [{"action": "warn"}], indirect=True)
+def test_a_warning_is_an_event_and_the_run_goes_on(trainer: OfflineTrainer, capsys: Any) -> None:
+    result = trainer.train(trainer.source / "policy")
+    rows = lines(trainer)
+    assert len(rows) == len(FIGURES) == result["steps"]
+    events = [row["step"] for row in rows if row.get("event") == "collapse"]
+    assert len(events) == result["collapses"] == 1
+    assert f"collapse at update {events[0]}" in " ".join(capsys.readouterr().out.split())
+    assert trainer.run.tokens["trained"] == len(FIGURES) * 2 * 3  # two pairs of 1 + 2 tokens an update
+
+
+@pytest.mark.parametrize("trainer", [{"action": "stop"}], indirect=True)
+def test_a_stop_is_a_named_error_after_its_metrics(trainer: OfflineTrainer) -> None:
+    with pytest.raises(CollapseError, match=r"stages\.redi: collapse at update \d+: right traces"):
+        trainer.train(trainer.source / "policy")
+    rows = lines(trainer)
+    assert [row.get("event") for row in rows].index("collapse") == len(rows) - 1 < len(FIGURES) - 1
+    assert "right traces, log-prob" in write_report(trainer.source).read_text(encoding="utf-8")  # an unfinished run
+
+
+@pytest.mark.parametrize("trainer", [{"action": "off"}], indirect=True)
+def test_an_update_divides_by_its_pairs(trainer: OfflineTrainer) -> None:
+    trainer.train(trainer.source / "policy")
+    learner: Any = trainer.learners[0]
+    assert {update.denominators.policy for update in learner.updates} == {2.0}
+    assert all([row.term for row in update.rows] == ["right", "wrong"] * 2 for update in learner.updates)
+    assert not any("event" in row for row in lines(trainer))
