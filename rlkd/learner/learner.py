@@ -95,6 +95,20 @@ class Learner:
             device=self.engine.device,
         )
 
+    @torch.no_grad()
+    def _scores(self, update: Update, *, reference: bool = False) -> dict[int, list[float]]:
+        """Log-probs of an update's completions by row index. Ranks with less work join every pass of the others."""
+        self.policy.eval()
+        found: dict[int, list[float]] = {}
+        for batch in self._padded(update):
+            if batch is None:
+                self._padding_loss(reference=reference)
+                continue
+            grid = batch.scatter(self._forward(batch, reference=reference).logprobs).cpu().tolist()
+            for row, values in zip(batch.rows, grid, strict=True):
+                found[row.index] = values[: len(row.completion_ids)]
+        return found
+
     def _forward(self, batch: MicroBatch, *, reference: bool = False, with_entropy: bool = False) -> Any:
         if not reference:
             return self.policy(batch, with_entropy=with_entropy)
@@ -115,9 +129,9 @@ class Learner:
 
         Raises: NumericsError when a loss or gradient norm is not finite; nothing has been written then.
         """
-        everything = [row for update in updates for row in update.rows]
-        scores = self.score(everything) if len(updates) > 1 else []
-        proximal = {row.index: values for row, values in zip(everything, scores, strict=bool(scores))}
+        proximal: dict[int, list[float]] = {}
+        for update in updates if len(updates) > 1 else ():  # the policy will move within the step: keep where it stood
+            proximal |= self._scores(update)
         pass_ = StepPass(step, proximal, keep)
         for index, update in enumerate(updates):
             self._update(update, pass_, first=index == 0)
@@ -147,7 +161,7 @@ class Learner:
         batches = self._padded(update)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            loss = self._padding_loss() if batch is None else self._loss(batch, update, pass_, first)
+            loss = self._padding() if batch is None else self._loss(batch, update, pass_, first)
             if not torch.isfinite(loss):
                 raise NumericsError(
                     f"rank {self.rank}, step {pass_.step}: the loss is {float(loss)}; nothing was updated"
@@ -211,11 +225,19 @@ class Learner:
             reference_logprobs=reference,
         )
 
-    def _padding_loss(self) -> Tensor:
+    def _padding(self) -> Tensor:
+        """The passes of a micro-batch that only other ranks have, in their order."""
+        loss = self._padding_loss()
+        if self._needs_reference():
+            with torch.no_grad():
+                self._padding_loss(reference=True)
+        return loss
+
+    def _padding_loss(self, *, reference: bool = False) -> Tensor:
         """A pass that contributes nothing, so that every rank joins every collective."""
         row = TrainRow(group=0, prompt_ids=(0,), completion_ids=(0,), rollout_logprobs=(0.0,), advantage=0.0)
         batch = pack([[row]], device=self.engine.device)
-        return torch.as_tensor(self.policy(batch).logprobs.sum() * 0.0)
+        return torch.as_tensor(self._forward(batch, reference=reference).logprobs.sum() * 0.0)
 
     def _padded(self, update: Update) -> list[MicroBatch | None]:
         """The update's micro-batches, and a None for each pass that only other ranks have work for."""

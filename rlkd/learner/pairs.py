@@ -34,8 +34,8 @@ class PairLearner(Learner):
 
     def _backward(self, update: Update, pass_: StepPass, *, first: bool) -> None:
         if isinstance(self.objective, DpoObjective | SimpoObjective):
-            scores = self._scores(update)
-            reference = self._scores(update, reference=True) if self._needs_reference() else None
+            scores = self._pair_scores(update)
+            reference = self._pair_scores(update, reference=True) if self._needs_reference() else None
             self.slopes, value = pair_slopes(self.objective, update.rows, scores, reference)
             add_figure(pass_.counts, "loss", value / update.denominators.policy, 0)
         super()._backward(update, pass_, first=first)
@@ -62,20 +62,14 @@ class PairLearner(Learner):
             add_figure(counts, "entropy", float(output.entropy.detach().sum()), float(mask.sum()))
         return loss
 
-    @torch.no_grad()
-    def _scores(self, update: Update, *, reference: bool = False) -> dict[int, float]:
-        """What the pair loss reads of each row: its log-probability, summed (DPO) or mean (SimPO)."""
-        self.policy.eval()
+    def _pair_scores(self, update: Update, *, reference: bool = False) -> dict[int, float]:
+        """What the pair loss reads of each row: its log-probability, summed (DPO) or mean (SimPO), in float64."""
+        found = self._scores(update, reference=reference)
         normalised = isinstance(self.objective, SimpoObjective)
-        found: dict[int, float] = {}
-        for batch in self._padded(update):
-            if batch is not None:
-                grid = batch.scatter(self._forward(batch, reference=reference).logprobs)
-                values = _score(grid, real_tokens(batch), length_normalised=normalised)
-                found |= {row.index: value for row, value in zip(batch.rows, values, strict=True)}
-            elif not reference or self.reference is None:  # the policy's own, sharded pass: every rank joins it
-                self._padding_loss()
-        return found
+        return {index: sum(values) / (len(values) if normalised else 1) for index, values in found.items()}
+
+    def _padding(self) -> Tensor:
+        return self._padding_loss()  # the reference had its passes before
 
     def _needs_reference(self) -> bool:
         return isinstance(self.objective, DpoObjective)

@@ -67,6 +67,7 @@ def test_packed_tokens_share_the_prompt() -> None:
     """A group costs its prompt once and each completion without its last token."""
     chosen = recipe(
         "rollout.prompts_per_step=3",
+        "learner.updates_per_step=1",
         "rollout.group_size=4",
         "rollout.max_prompt_tokens=20",
         "rollout.max_new_tokens=30",
@@ -129,7 +130,7 @@ def test_words_name_every_stage_and_figure() -> None:
     for part in (
         "0. sft:",
         "1. sft-teacher:",
-        "2. kdrl: 17 steps, 17 updates",
+        "2. kdrl: 17 steps, 68 updates",
         "32 prompts x 8 completions = 256 rollouts",
     ):
         assert part in text

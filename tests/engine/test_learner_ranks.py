@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
-from rlkd.cluster import Cluster, gather
+from rlkd.cluster import Cluster, Worker, gather
+from rlkd.learner.learner import Update
+from rlkd.learner.policy import load_causal_lm
 from rlkd.recipe import Recipe, validate_recipe
 from rlkd.records import TrainRow
 from rlkd.trainer.assemble import plan_updates
@@ -39,15 +44,16 @@ def rows() -> list[TrainRow]:
     return made
 
 
-def gradients(
-    cluster: Cluster, recipe: Recipe, folder: Path, *, ranks: int, zero: int, budget: int
-) -> dict[str, Tensor]:
+@contextmanager
+def learners(
+    cluster: Cluster, recipe: Recipe, folder: Path, *, ranks: int, zero: int, budget: int, updates: int = 1
+) -> Iterator[tuple[list[Worker], list[list[Update]]]]:
+    """Started ranks, and each one's updates of the rows above."""
     raw = recipe.model_dump(mode="json")
-    raw["learner"] |= {"zero_stage": zero, "tokens_per_micro_batch": budget}
+    raw["learner"] |= {"zero_stage": zero, "tokens_per_micro_batch": budget, "updates_per_step": updates}
     chosen = validate_recipe(raw, where="test")
     workers = [cluster.spawn(f"LearnerWorker-{ranks}-{zero}-{budget}-{rank}") for rank in range(ranks)]
-    address = cluster.address(workers[0])
-    options = {"world_size": ranks, "address": address, "total_updates": 1}
+    options = {"world_size": ranks, "address": cluster.address(workers[0]), "total_updates": updates}
     gather(
         [
             cluster.build(w, "rlkd.learner.worker:LearnerWorker", raw, str(folder), rank=rank, **options)
@@ -55,11 +61,21 @@ def gradients(
         ],
         300.0,
     )
-    shares = plan_updates(chosen, rows(), ranks=ranks)
-    found = gather([w.submit("gradients", share[0], step=0) for w, share in zip(workers, shares, strict=True)], 300.0)
+    yield workers, plan_updates(chosen, rows(), ranks=ranks)
     for worker in workers:
         cluster.stop(worker)
-    return dict(found[0])
+
+
+def gradients(cluster: Cluster, recipe: Recipe, folder: Path, **layout: int) -> dict[str, Tensor]:
+    with learners(cluster, recipe, folder, **layout) as (workers, shares):  # type: ignore[arg-type]
+        calls = [w.submit("gradients", share[0], step=0) for w, share in zip(workers, shares, strict=True)]
+        return dict(gather(calls, 300.0)[0])
+
+
+def trained(cluster: Cluster, recipe: Recipe, folder: Path, **layout: int) -> dict[str, Tensor]:
+    with learners(cluster, recipe, folder, **layout) as (workers, shares):  # type: ignore[arg-type]
+        gather([w.submit("train_step", share, step=0) for w, share in zip(workers, shares, strict=True)], 120.0)
+        return dict(gather([w.submit("export_weights") for w in workers], 120.0)[0][0])
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +99,16 @@ def test_gradients_are_the_same(
     for name, tensor in single.items():
         gap = float((found[name] - tensor).abs().max())
         assert gap <= 1e-6, f"{name}: {gap}"
+
+
+def test_several_updates_are_the_same_on_ranks_with_unequal_work(
+    cluster: Cluster, recipe: Recipe, folders: dict[str, Path]
+) -> None:
+    """Five groups in three updates: some have work for one rank only, which must wait for nobody under ZeRO-3."""
+    one = trained(cluster, recipe, folders["policy"], ranks=1, zero=0, budget=10**6, updates=3)
+    two = trained(cluster, recipe, folders["policy"], ranks=2, zero=3, budget=40, updates=3)
+    start = dict(load_causal_lm(folders["policy"], dtype=torch.float32).state_dict())
+    moved = sum(float((tensor - start[name]).square().sum()) for name, tensor in one.items())
+    apart = sum(float((tensor - two[name]).square().sum()) for name, tensor in one.items())
+    assert moved > 0
+    assert apart < 1e-6 * moved
