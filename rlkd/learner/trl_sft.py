@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkd.learner.deepspeed_engine import forget_shared_names
 from rlkd.learner.schedule import learning_rate
 from rlkd.learner.worker import join_process_group
 from rlkd.recipe.schema import LearnerSpec, SftStage
@@ -55,6 +56,8 @@ class SftWorker:
         trainer = _trainer(model, tokenizer, pairs, spec, hardware, seed, half, self.world_size)
         trainer.add_callback(Progress())
         result = trainer.train()
+        if hardware.zero_stage:
+            forget_shared_names()
         model.to(torch.float32)
         trainer.save_model(str(half / "policy"))
         if self.rank == 0:
