@@ -123,7 +123,8 @@ class Learner:
         """Run the step's updates.
 
         Args:
-            keep: rollouts whose ``policy_logprobs`` are returned for the rollout log: the first so many of the step.
+            keep: rollouts whose ``policy_logprobs``, before the step's first update, are returned for the rollout log:
+                the first so many of the step.
 
         Returns: statistics as (sum, count) pairs of this rank, and log-probs by rollout index.
 
@@ -188,7 +189,7 @@ class Learner:
             add_figure(counts, "entropy", float(entropy[mask].sum()), float(mask.sum()))
         if first:
             _add_gap(counts, signals)
-        for row, values in zip(batch.rows, signals.policy_logprobs.detach(), strict=True):
+        for row, values in zip(batch.rows, signals.proximal_logprobs, strict=True):
             if 0 <= row.index < pass_.keep and row.index not in pass_.kept:
                 pass_.kept[row.index] = values[: len(row.completion_ids)].tolist()
         return loss
