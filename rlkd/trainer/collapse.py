@@ -44,22 +44,23 @@ class Collapse:
 class CollapseDetector:
     """Watches a stage's updates in order.
 
-    It fires when the medians of the last ``recent`` updates lie below those of the ``window`` before them by more
-    than ``fall`` for right AND wrong traces, and one recent gradient norm exceeds ``spike`` times the median before.
-    A slow decline never loses ``fall`` within a window, a single spike leaves the medians of the log-probs alone.
-    After a finding it is silent for a window, so that one collapse is one event.
+    Each figure's median over the last ``recent`` updates is compared with the best median that any ``window`` updates
+    before them had. It fires when right AND wrong traces have lost more than ``fall`` and the gradient norm has grown
+    by more than ``spike``: at once or over hundreds of updates. A slow decline at a steady norm is benign, a lone spike
+    leaves medians alone. After a finding the level is what it is now, so that one collapse is one event.
 
     Source: REDI (2505.24850), stability findings. Differs: the thresholds are ours, the paper shows curves.
     """
 
     spec: CollapseSpec
-    history: list[Figures] = field(default_factory=list)
+    history: list[Figures] = field(default_factory=list)  # the last window + recent updates
+    best: Figures | None = None  # highest log-probs and lowest norm that a window's medians had
     silent: int = 0
     found: int = 0
     latest: Collapse | None = None  # the last update's finding
 
     def update(self, step: int, figures: Figures) -> Collapse | None:
-        """Take one update's figures. Returns: the finding, at most one a window."""
+        """Take one update's figures. Returns: the finding, if this update completes one."""
         self.latest = self._judge(step, figures) if self.spec.action != "off" else None
         self.found += self.latest is not None
         return self.latest
@@ -70,24 +71,29 @@ class CollapseDetector:
         self.silent = max(0, self.silent - 1)
         if self.silent or len(self.history) < spec.window + spec.recent:
             return None
-        before, now = self.history[: spec.window], self.history[spec.window :]
-        right, wrong = ((_middle(before, index), _middle(now, index)) for index in (0, 1))
-        norm = _middle(before, 2), max(each[2] for each in now)
-        fell = all(old - new > spec.fall for old, new in (right, wrong))
-        if not (fell and norm[1] > spec.spike * norm[0]):
+        right, wrong, norm = _medians(self.history[: spec.window])
+        best = self.best or (right, wrong, norm)
+        self.best = best = max(best[0], right), max(best[1], wrong), min(best[2], norm)
+        now = _medians(self.history[spec.window :])
+        if min(best[0] - now[0], best[1] - now[1]) <= spec.fall or now[2] <= spec.spike * best[2]:
             return None
-        self.silent = spec.window
-        return Collapse(step, right, wrong, norm)
+        self.silent, self.best = spec.window, now
+        return Collapse(step, *zip(best, now, strict=True))
 
     def state(self) -> dict[str, object]:
         """What a checkpoint keeps."""
-        return {"history": [list(figures) for figures in self.history], "silent": self.silent, "found": self.found}
+        kept = {"history": [list(figures) for figures in self.history], "silent": self.silent, "found": self.found}
+        return {**kept, "best": list(self.best) if self.best else None}
 
-    def restore(self, history: Iterable[Sequence[float]], silent: int, found: int) -> None:
+    def restore(
+        self, history: Iterable[Sequence[float]], silent: int, found: int, best: Sequence[float] | None
+    ) -> None:
         """Go on from ``state``."""
         self.history = [(right, wrong, norm) for right, wrong, norm in history]
+        self.best = (best[0], best[1], best[2]) if best else None
         self.silent, self.found = silent, found
 
 
-def _middle(rows: Sequence[Figures], index: int) -> float:
-    return median(row[index] for row in rows)
+def _medians(rows: Sequence[Figures]) -> Figures:
+    right, wrong, norm = (median(row[index] for row in rows) for index in range(3))
+    return right, wrong, norm

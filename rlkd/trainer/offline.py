@@ -11,6 +11,7 @@ from typing import Any
 
 from rlkd.checkpoint import Checkpoint, Checkpoints
 from rlkd.cluster import Worker, gather
+from rlkd.errors import RecipeError
 from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import split_groups
@@ -40,7 +41,18 @@ def count_updates(stage: OfflineStage, pairs: int) -> int:
     """The stage's updates. Epochs are cut to whole batches, as in the paper (53,175 pairs by 32: 1,661)."""
     if stage.steps is not None:
         return stage.steps
-    return max(1, int((stage.epochs or 0.0) * pairs / stage.batch_size))
+    return max(1, int((stage.epochs or 0.0) * pairs / stage.batch_size + 1e-9))
+
+
+def check_size(stage: OfflineStage, pairs: int) -> None:
+    """Raises: RecipeError when there are too few pairs for what the stage asks, which only their count can tell."""
+    updates, where = count_updates(stage, pairs), f"stages.{stage.name}"
+    if stage.batch_size > pairs:
+        raise RecipeError(f"{where}.batch_size: {stage.batch_size} pairs an update, but there are {pairs}; lower it")
+    if stage.optim.warmup_steps > updates:
+        raise RecipeError(
+            f"{where}.optim.warmup_steps: {stage.optim.warmup_steps} exceeds the {updates} updates of {pairs} pairs"
+        )
 
 
 @dataclass
@@ -199,6 +211,7 @@ def prepare_offline(run: Run, models: dict[str, Path], root: Path) -> None:
 def run_offline(run: Run, stage: OfflineStage, *, place: Path, models: dict[str, Path], root: Path) -> dict[str, Any]:
     """Gather what is still to be gathered, then train ``models['policy']`` into ``place/policy``."""
     pairs = gather_pairs(run, stage, place, models=models, root=root)
+    check_size(stage, len(pairs))
     checkpoints = run.folder.path / "checkpoints" / stage.name
     trainer = OfflineTrainer(run=run, stage=stage, pairs=pairs, source=models["policy"], checkpoints=checkpoints)
     return trainer.train(place / "policy")

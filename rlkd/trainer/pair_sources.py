@@ -131,7 +131,7 @@ def gather_pairs(run: Run, stage: OfflineStage, place: Path, *, models: dict[str
     Raises: RecipeError when none is left, with the count of every reason.
     """
     target = place / "pairs.jsonl"
-    if not target.is_file():
+    if not target.is_file() or not target.stat().st_size:  # an empty one: killed before it could be removed
         report = PairReport()
         found = _pairs(run, stage, place, report, models, root)
         with atomic_open(target) as stream:

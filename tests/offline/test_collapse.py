@@ -44,6 +44,18 @@ def test_a_collapse_is_found_once_and_soon(seed: int) -> None:
     assert right[1] < right[0] - SPEC.fall and wrong[1] < wrong[0] - SPEC.fall and norm[1] > SPEC.spike * norm[0]
 
 
+@pytest.mark.parametrize("updates", [20, 50, 100, 400, 1600])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_collapse_is_found_at_any_speed(updates: int, seed: int) -> None:
+    """Three nats and a tenfold norm, over a hundredth of a paper's run or all of it."""
+    draw = random.Random(seed)
+    rows = calm(draw)
+    for t in range(updates):
+        part = t / updates
+        rows.append(noisy(-0.4 - 3 * part, -0.6 - 3 * part, 1 + 9 * part, draw))
+    assert found(rows)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_slow_decline_is_benign(seed: int) -> None:
     draw = random.Random(seed)

@@ -22,7 +22,7 @@ from rlkd.recipe import Recipe
 from rlkd.recipe.offline import CardPairs, FilePairs, PairSource, SampledPairs
 from rlkd.recipe.schema import CardData, OfflineStage, PretrainedModel
 from rlkd.records import Example, Prompt, Rollout, RolloutGroup
-from rlkd.trainer.offline import count_updates, pair_rows
+from rlkd.trainer.offline import check_size, count_updates, pair_rows
 from rlkd.trainer.pair_sources import PairFile, PairReport, _group_pairs, check_sources, gather_pairs
 from rlkd.trainer.sampling import prompts_of_step
 
@@ -224,3 +224,13 @@ def test_pairs_are_plain_data(run: Any, tmp_path: Path) -> None:
     pairs = gather_pairs(run, stage_of(written(tmp_path, ROWS[:1])), tmp_path / "s", models={}, root=tmp_path)
     line = json.loads((tmp_path / "s" / "pairs.jsonl").read_text())
     assert {key: tuple(v) if isinstance(v, list) else v for key, v in line.items()} == dataclasses.asdict(pairs[0])
+
+
+def test_too_few_pairs_for_the_stage_are_refused() -> None:
+    stage = stage_of(FilePairs(path="x"), batch_size=16, optim={"lr": 1e-4, "warmup_steps": 3})
+    check_size(stage, 48)
+    with pytest.raises(RecipeError, match=r"batch_size: 16 pairs an update, but there are 15"):
+        check_size(stage, 15)
+    with pytest.raises(RecipeError, match=r"warmup_steps: 3 exceeds the 2 updates of 47 pairs"):
+        check_size(stage, 47)
+    assert count_updates(stage_of(FilePairs(path="x"), batch_size=1, epochs=0.29), 100) == 29
