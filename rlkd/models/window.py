@@ -8,7 +8,7 @@ from pathlib import Path
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl
-from rlkd.recipe.privileged_checks import longest_prompt, teacher_prompt_budget
+from rlkd.recipe.privileged_checks import longest_prompt, longest_sampled_prompt, teacher_prompt_budget
 from rlkd.recipe.schema import OfflineStage, SftStage, Stage
 
 
@@ -41,13 +41,14 @@ def check_windows(recipe: Recipe, folders: Mapping[str, Path]) -> None:
         if recipe.objective.kind == "alm" and name != "policy":
             continue  # another tokenizer counts other tokens; its budget is made to fit
         window = context_length(folder)
-        prompt = longest_prompt(recipe) if name == "policy" else teacher_prompt_budget(recipe)
-        total = prompt + completion + 1  # the engine scores a sequence by generating one token more
-        if (has_rl(recipe) or recipe.data.eval) and total > window:
+        # an engine scores a sequence by generating one token more; what only the learner reads needs no such room
+        sampled = longest_sampled_prompt(recipe) if name == "policy" else teacher_prompt_budget(recipe)
+        prompt = max(sampled + 1, longest_prompt(recipe)) if name == "policy" else sampled + 1
+        if (has_rl(recipe) or recipe.data.eval) and prompt + completion > window:
             raise RecipeError(
-                f"{name}: its window is {window} tokens, but prompts of up to {prompt} and completions of up to "
-                f"{completion} (and one) make {total}; lower rollout.max_prompt_tokens or rollout.max_new_tokens "
-                "(eval.max_new_tokens, privileged.max_tokens), or take a model with a longer window"
+                f"{name}: its window is {window} tokens, but prompt and completion take up to {prompt} (with room for the "
+                f"engine) + {completion} = {prompt + completion}; lower rollout.max_prompt_tokens or "
+                "rollout.max_new_tokens (eval.max_new_tokens, privileged.max_tokens), or take a model with more"
             )
         for stage in recipe.stages:
             what, longest = _trained(stage, name)

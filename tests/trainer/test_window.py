@@ -10,8 +10,12 @@ from transformers import LlamaConfig
 
 from rlkd.errors import RecipeError
 from rlkd.models import check_windows, context_length
-from rlkd.recipe import Recipe, validate_recipe
+from rlkd.recipe import Recipe, load_recipe, validate_recipe
+from rlkd.recipe.privileged_checks import teacher_prompt_budget
+from rlkd.recipe.schema import ScratchModel, TeacherSpec
 from rlkd.trainer.eval_command import _fitted
+
+ROOT = Path(__file__).parents[2]
 
 
 def folder(path: Path, window: int, **rotary: Any) -> Path:
@@ -48,12 +52,32 @@ def test_context_length(tmp_path: Path, rotary: dict[str, Any], window: int) -> 
 
 def test_sequences_fit_or_are_refused(tmp_path: Path) -> None:
     check_windows(recipe(), {"policy": folder(tmp_path / "fits", 64)})
-    with pytest.raises(
-        RecipeError, match=r"policy: its window is 63 tokens, but prompts of up to 40 .* make 64; lower"
-    ):
+    with pytest.raises(RecipeError, match=r"policy: its window is 63 tokens, but .* 41 .* = 64; lower"):
         check_windows(recipe(), {"policy": folder(tmp_path / "short", 63)})
     with pytest.raises(RecipeError, match=r"teacher: its window is 32 tokens"):
         check_windows(recipe(), {"policy": tmp_path / "fits", "teacher": folder(tmp_path / "teacher", 32)})
+
+
+@pytest.mark.parametrize(
+    "name", ["opsd", "pi_distill", "rltf_sd", "rltf_fm", "alm", "kdrl", "grpo", "redi", "alphamed"]
+)
+def test_the_embedded_recipes_fit_their_own_models(name: str, tmp_path: Path) -> None:
+    given = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    models = {"policy": given.policy}
+    if isinstance(given.teacher, TeacherSpec):
+        models["teacher"] = given.teacher.model
+    for each, spec in models.items():
+        assert isinstance(spec, ScratchModel)
+        folder(tmp_path / each, spec.context_length)
+    check_windows(given, {each: tmp_path / each for each in models})
+
+
+def test_what_only_the_learner_reads_needs_no_room_for_the_engine(tmp_path: Path) -> None:
+    given = load_recipe(ROOT / "recipes" / "opsd.yaml")
+    total = teacher_prompt_budget(given) + given.rollout.max_new_tokens
+    check_windows(given, {"policy": folder(tmp_path / "fits", total)})
+    with pytest.raises(RecipeError, match=f"its window is {total - 1} tokens"):
+        check_windows(given, {"policy": folder(tmp_path / "short", total - 1)})
 
 
 def test_solutions_fit_or_are_refused(tmp_path: Path) -> None:
