@@ -46,7 +46,7 @@ def check_windows(recipe: Recipe, folders: Mapping[str, Path]) -> None:
         prompt = max(sampled + 1, longest_prompt(recipe)) if name == "policy" else sampled + 1
         if (has_rl(recipe) or recipe.data.eval) and prompt + completion > window:
             raise RecipeError(
-                f"{name}: its window is {window} tokens, but prompt and completion take up to {prompt} (with room for the "
+                f"{name}: its window is {window} tokens, but prompt and completion take up to {prompt} (room for the "
                 f"engine) + {completion} = {prompt + completion}; lower rollout.max_prompt_tokens or "
                 "rollout.max_new_tokens (eval.max_new_tokens, privileged.max_tokens), or take a model with more"
             )
