@@ -14,6 +14,7 @@ from rlkd.divergences.kernels import ChunkResult, Setting, chunk_divergence
 from rlkd.divergences.summands import Kind, resolve
 from rlkd.divergences.vocabulary import DivergenceOutput
 from rlkd.errors import NumericsError
+from rlkd.tensors.checks import require_floating
 from rlkd.tensors.chunked import HeadGradient, check_temperature, checked_chunk_size, chunk_logits
 
 BUFFERS = 2  # two models' logits share the budget of one
@@ -106,6 +107,7 @@ def chunked_divergence_loss(
     heads = (hidden, head_weight, head_bias, teacher_hidden, teacher_head_weight, teacher_head_bias)
     teacher, shared, size = _checked_heads(*heads, vocabulary_size, chunk_size)
     setting = _setting(kind, mixture_weight, clip, temperature)
+    require_floating(loss_weights=loss_weights)
     if loss_weights.shape != hidden.shape[:1] or not bool(loss_weights.isfinite().all()):
         raise NumericsError(f"loss_weights is {list(loss_weights.shape)}, but must be finite and [{hidden.shape[0]}]")
     loss, values, share = _ChunkedDivergenceLoss.apply(  # type: ignore[no-untyped-call]
@@ -137,7 +139,7 @@ def _checked_heads(
 ) -> tuple[_Teacher, int, int]:
     """The teacher's side, the number of shared entries and the positions at a time."""
     size = checked_chunk_size(hidden, weight, bias, chunk_size)
-    checked_chunk_size(teacher_hidden, teacher_weight, teacher_bias, chunk_size)
+    checked_chunk_size(teacher_hidden, teacher_weight, teacher_bias, chunk_size, "teacher_")
     if hidden.shape[0] != teacher_hidden.shape[0]:
         raise NumericsError(
             f"hidden has {hidden.shape[0]} positions but teacher_hidden {teacher_hidden.shape[0]}; must be the same"
@@ -152,7 +154,7 @@ def _checked_heads(
 def _shared_vocabulary(policy: int, teacher: int, given: int | None) -> int:
     if given is None and policy != teacher:
         raise NumericsError(
-            f"the policy's head has {policy} rows and the teacher's {teacher}; give vocabulary_size, the number of "
+            f"head_weight has {policy} rows and teacher_head_weight {teacher}; give vocabulary_size, the number of "
             "tokens that both tokenizers share"
         )
     if given is not None and not 1 <= given <= min(policy, teacher):

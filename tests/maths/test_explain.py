@@ -25,6 +25,7 @@ GROUND = {
     "masked_sum",
     "masked_mean",
     "chunked_logprobs",
+    "chunked_rows",
     "log_ratio",
     "loss_estimator",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,20 @@ def test_sequence_masked_weight_drops_rows() -> None:
     }
     weight = masked_importance_weight(**inputs, low=0.5, high=2.0, level="sequence")
     prove(FAMILY, "masked weight, sequence", weight, torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64))
+
+
+def test_nan_is_not_taken_for_an_outlier() -> None:
+    """A log-probability that is not a number would be dropped without a word; it has to reach the loss instead."""
+    inputs: dict[str, Any] = {
+        "policy_logprobs": row(-1.0, -1.0),
+        "rollout_logprobs": row(math.nan, -1.0),
+        "response_mask": torch.ones(1, 2, dtype=torch.bool),
+    }
+    for weight in (
+        masked_importance_weight(**inputs, low=0.5, high=2.0),
+        truncated_importance_weight(**inputs, cap=2.0),
+    ):
+        assert weight.isnan().tolist() == [[True, False]]
 
 
 def test_extreme_gaps_stay_finite() -> None:

@@ -176,6 +176,23 @@ def test_gspo_gradient_is_that_of_the_sequence_ratio() -> None:
     prove(FAMILY, "gspo", WORLD.gradient(table, per_row.sum()), want)
 
 
+def test_gspo_credits_each_token_with_its_own_advantage() -> None:
+    """Credit that differs along a row (distillation): slope s A_t at token t, not the row's mean at every token."""
+    logprobs = row(-1.0, -2.0, -0.5).requires_grad_()
+    gap, credit = row(0.1, -0.2, 0.25), row(2.0, -1.0, 0.5)
+    loss = gspo(
+        policy_logprobs=logprobs,
+        rollout_logprobs=logprobs.detach() - gap,
+        advantages=credit,
+        response_mask=torch.ones(1, 3, dtype=torch.bool),
+        clip_low=0.2,
+        clip_high=0.2,
+    )
+    ratio = math.exp(0.05)
+    prove(FAMILY, "gspo, credit along a row", loss, -ratio * credit)
+    prove(FAMILY, "gspo, slopes along a row", torch.autograd.grad(loss.sum(), logprobs)[0], -ratio * credit)
+
+
 def test_gspo_is_token_surrogate_for_one_token() -> None:
     world, scores = one_token_world()
     table, rollout = world.table(3), world.table(4).detach()

@@ -63,7 +63,6 @@ MUTANTS = [
     Mutant(f"{SUP}:complete", "(1 - mass)", "mass", "tail is the head's mass"),
     Mutant(f"{SUP}:complete", ".clamp(min=tail_floor)", "", "empty tail is -inf"),
     Mutant(f"{SUP}:complete", "1 + 1e-3", "1e9", "unnormalised accepted"),
-    Mutant(f"{SUP}:_ChunkedBucketed.backward", "/ ctx.temperature", "", "temperature forgotten in backward"),
     Mutant(f"{CHU}:_ChunkedDivergence.backward", "/ ctx.setting.temperature", "", "temperature forgotten in backward"),
     Mutant(
         f"{CHU}:_ChunkedDivergence.backward",

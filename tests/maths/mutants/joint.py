@@ -23,12 +23,18 @@ MUTANTS = [
     Mutant(f"{PRIV}:penalised_scores", "- distill_coef", "+ distill_coef", "divergence rewarded"),
     Mutant(f"{PRIV}:penalised_scores", ".sum(1)", ".mean(1)", "mean for sum"),
     Mutant(f"{PRIV}:penalised_scores", ".where(response_mask, 0.0)", "", "padding penalised"),
-    Mutant("objectives.feedback:rltf_self_distillation", ">= logprob_floor", "< logprob_floor", "floor upside down"),
+    Mutant("objectives.feedback:rltf_self_distillation", "< logprob_floor", "> logprob_floor", "floor upside down"),
     Mutant(
         "objectives.feedback:rltf_self_distillation",
-        "loss.where(as_float(policy_logprobs) >= logprob_floor, 0.0)",
+        "loss.masked_fill(as_float(policy_logprobs) < logprob_floor, 0.0)",
         "loss",
         "floor ignored",
+    ),
+    Mutant(
+        "objectives.feedback:rltf_self_distillation",
+        "loss.masked_fill(as_float(policy_logprobs) < logprob_floor, 0.0)",
+        "loss.where(as_float(policy_logprobs) >= logprob_floor, 0.0)",
+        "NaN passes for an unlikely token",
     ),
     Mutant("objectives.feedback:rltf_self_distillation", "loss = reinforce", "loss = -reinforce", "sign"),
     Mutant(

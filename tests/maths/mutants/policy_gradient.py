@@ -28,6 +28,8 @@ MUTANTS = [
     Mutant(f"{PG}:gspo", "/ length", "", "sum for mean"),
     Mutant(f"{PG}:gspo", "per_token.where(response_mask, 0.0)", "per_token", "padding in the ratio"),
     Mutant(f"{PG}:gspo", "return -torch", "return torch", "sign"),
+    Mutant(f"{PG}:gspo", "length).detach()", "length)", "ratio's size trained as well"),
+    Mutant(f"{PG}:gspo", "(per_token - per_token.detach())", "(mean - mean)", "no gradient"),
     Mutant(f"{PG}:gspo", "torch.minimum", "torch.maximum", "optimistic clip"),
     Mutant(f"{PG}:gspo", "1 - clip_low, 1 + clip_high", "1 - clip_high, 1 + clip_low", "clip sides swapped"),
 ]
