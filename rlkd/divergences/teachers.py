@@ -37,8 +37,8 @@ def mix_teachers(
     require_floating(teacher_logits=teacher_logits, weights=weights)
     if weights.shape != teacher_logits.shape[:1]:
         raise NumericsError(
-            f"weights is {list(weights.shape)} and teacher_logits {list(teacher_logits.shape)}; there must be one weight "
-            "a teacher"
+            f"weights is {list(weights.shape)} and teacher_logits {list(teacher_logits.shape)}; there must be one "
+            "weight a teacher"
         )
     if not bool((weights >= 0).all()) or abs(float(weights.double().sum()) - 1) > 1e-5:
         raise NumericsError(f"weights are {weights.tolist()}, but must be >= 0 and sum to 1")

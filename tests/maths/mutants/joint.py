@@ -15,8 +15,8 @@ MUTANTS = [
     ),
     Mutant(
         f"{PRIV}:pi_distill",
-        "rollout_logprobs=rollout_logprobs",
-        "rollout_logprobs=privileged_logprobs",
+        "rollout_logprobs=rollout_logprobs,\n            advantages",
+        "rollout_logprobs=privileged_logprobs,\n            advantages",
         "current teacher as denominator",
     ),
     Mutant(f"{PRIV}:pi_distill", "surrogate(bare_logprobs)", "surrogate(privileged_logprobs)", "student never trained"),
