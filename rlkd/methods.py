@@ -135,7 +135,7 @@ METHODS: dict[str, Method] = {
         "2602.02482",
         "two-turn policy gradient plus the revised answer credited under the bare prompt, first-turn mean as baseline",
         ("first_turn_advantages", "turn_advantages", "rltf_self_distillation", "linear"),
-        ("rltf", "rltf_sd"),
+        ("rltf_sd",),
     ),
     "rltf_fm": Method(
         "RLTF-FM",

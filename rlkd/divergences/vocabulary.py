@@ -117,7 +117,7 @@ def jensen_shannon(
         mixture_weight: in [0, 1] (the papers' beta). The formula is 0 at both ends, so there the divergence that it
             tends to in direction is returned: 0 gives forward KL, 1 gives reverse KL.
 
-    Returns: [...] nats, in [0, ln 2] at 0.5; finite also where either side has probability 0.
+    Returns: [...] nats, in [0, ln 2] at 0.5; inside (0, 1) finite also where either side has probability 0.
     Gradient: through the policy, also inside the mixture.
     Raises: NumericsError for shapes, dtypes or weights that don't fit.
     Source: GKD (2306.13649) Eq 4; OPSD (2601.18734) Eq 7; SSLD (2103.05959) at 0.5.

@@ -31,7 +31,7 @@ def anneal(step: int, *, initial: float, decrement: float, minimum: float) -> fl
 
 
 def hard_switch(step: int, *, at: int, before: float, after: float) -> float:
-    """``before`` on steps below ``at``, ``after`` from there on: distil first, then pure RL (OPD-then-RLVR).
+    """One value on the steps before ``at``, another from there on: distil first, then pure RL (OPD-then-RLVR).
 
     Tested: test_constant_and_switch
     """
