@@ -122,7 +122,8 @@ def plackett_luce(
     order = rank_by.argsort(dim=-1, descending=True, stable=True)
     weights = (teacher / temperature).softmax(-1).gather(-1, order)
     ranked = as_float(policy_logits).gather(-1, order)
-    remaining = ranked.flip(-1).logcumsumexp(-1).flip(-1)
+    # bounded: the log-sum of nothing but -inf has a NaN gradient
+    remaining = ranked.clamp(min=torch.finfo(ranked.dtype).min).flip(-1).logcumsumexp(-1).flip(-1)
     if policy_rest is not None:
         require_floats(policy_rest=policy_rest, position=policy_logits[..., 0])
         remaining = torch.logaddexp(remaining, as_float(policy_rest)[..., None])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract_cases import FUNCTIONS, GOOD, REFUSED
+from contract_cases import FUNCTIONS, GOOD, REFUSED, V
 from torch import Tensor
 
 from rlkd.errors import NumericsError
@@ -195,6 +195,23 @@ SETTINGS = [
 def test_settings_out_of_range_are_refused(function: str, name: str, value: Any) -> None:
     with pytest.raises(NumericsError):
         call(function, name, value=value)
+
+
+IDS = [
+    ("chunked_logprobs", "targets", ""),
+    ("plackett_luce", "first", ""),
+    ("bucketed", "support", "ids"),
+    ("chunked_bucketed", "support", "ids"),
+]
+
+
+@pytest.mark.parametrize(("function", "name", "field"), IDS)
+@pytest.mark.parametrize("outside", [-1, V])
+def test_ids_outside_the_vocabulary_are_refused(function: str, name: str, field: str, outside: int) -> None:
+    ids = given(function, name, field).clone()
+    ids.view(-1)[1] = outside
+    with pytest.raises(NumericsError, match=rf"{field or name}.*{outside}.*\[0, {V}\)"):
+        call(function, name, field, ids)
 
 
 LISTS = [

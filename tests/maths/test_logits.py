@@ -155,11 +155,11 @@ def test_plackett_luce_of_impossible_entries() -> None:
     """Entries that teacher and policy rule out: as if the support ended before them, in value and gradient."""
     outside = torch.arange(6) >= 4
     policy = logits(0).requires_grad_()
-    masked = policy.masked_fill(outside, -torch.inf)
+    masked = logits(0).masked_fill(outside, -torch.inf).requires_grad_()
     got = plackett_luce(policy_logits=masked, teacher_logits=logits(1).masked_fill(outside, -torch.inf))
     want = plackett_luce(policy_logits=policy[:, :4], teacher_logits=logits(1)[:, :4])
     prove(FAMILY, "plackett_luce, impossible entries", got, want)
-    slope, expected = (torch.autograd.grad(value.sum(), policy)[0] for value in (got, want))
+    (slope,), (expected,) = torch.autograd.grad(got.sum(), masked), torch.autograd.grad(want.sum(), policy)
     prove(FAMILY, "plackett_luce, impossible entries, gradient", slope, expected)
 
 
