@@ -41,7 +41,7 @@ def truncated_importance_weight(
     Source: "Your efficient RL framework secretly brings you off-policy RL" (TIS, Yao et al. 2025); IMPALA (1802.01561).
     Differs: log-ratios bounded to +-20, per token and in sum.
     Tested: test_truncated_weight_is_capped, test_untruncated_sequence_weight_is_unbiased,
-        test_nan_is_not_taken_for_an_outlier
+        test_off_policy_k2_needs_the_importance_weight, test_nan_is_not_taken_for_an_outlier
     """
     if not cap > 0:
         raise NumericsError(f"cap is {cap}, but must be positive")

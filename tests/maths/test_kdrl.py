@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from ledger import prove
+from ledger import differ, prove
 from objective_cases import CREDIT, SCORES, WORLD, expected_score_gradient, local_gradients, pair, row
 
 from rlkd.errors import NumericsError
@@ -18,6 +20,8 @@ from rlkd.objectives import (
     kdrl_joint,
     linear,
     reinforce,
+    reverse_kl_k2,
+    truncated_importance_weight,
 )
 
 FAMILY = "KDRL"
@@ -48,6 +52,23 @@ def test_additive_advantage_gradient_is_reverse_kl() -> None:
     assert not shaped.requires_grad
     loss = reinforce(policy_logprobs=inputs["policy_logprobs"], advantages=shaped)
     prove(FAMILY, "KD-RKL", WORLD.expected_gradient(table, loss), local_gradients(table, teacher)[0])
+
+
+def test_off_policy_k2_needs_the_importance_weight() -> None:
+    """Tokens of older weights: k2 times the detached sequence weight is exact again, without it another gradient."""
+    table, teacher, inputs = pair()
+    rollout = WORLD.table(9).detach()
+    weight = truncated_importance_weight(
+        policy_logprobs=inputs["policy_logprobs"],
+        rollout_logprobs=WORLD.logprobs(rollout),
+        response_mask=WORLD.mask,
+        cap=math.inf,
+        level="sequence",
+    )
+    loss = reverse_kl_k2(**inputs)
+    want = local_gradients(table, teacher)[0]
+    prove(FAMILY, "k2 off-policy, weighted", WORLD.expected_gradient(table, weight * loss, rollout), want)
+    differ(WORLD.expected_gradient(table, loss, rollout), want)
 
 
 def test_zero_advantage_still_distils() -> None:
