@@ -16,9 +16,9 @@ from rlkd.divergences.vocabulary import DivergenceOutput
 from rlkd.errors import NumericsError
 from rlkd.tensors.checks import require_floating
 from rlkd.tensors.chunked import HeadGradient, check_temperature, checked_chunk_size, chunk_logits
+from rlkd.tensors.rowwise import MIN_ROWS
 
 BUFFERS = 2  # two models' logits share the budget of one
-MIN_ROWS = 64  # below that, reading the head costs more than the products
 
 
 def chunked_divergence(

@@ -64,7 +64,7 @@ def chunked_rows(
     counts = [hidden.shape[0], *(teacher.hidden.shape[0] for teacher in teachers), *(len(extra) for extra in extras)]
     if len(set(counts)) > 1:
         raise NumericsError(f"hidden, teachers and extras have {counts} rows; all must have the same number")
-    if chunk_size is None and size < hidden.shape[0]:
+    if chunk_size is None:
         size = max(MIN_ROWS, size // (1 + len(teachers)))
     job = _Job(function, [TeacherHead(*teacher) for teacher in teachers], list(extras), temperature, size)
     output: Tensor = _ChunkedRows.apply(hidden, head_weight, head_bias, job)  # type: ignore[no-untyped-call]

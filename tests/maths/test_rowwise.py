@@ -99,6 +99,16 @@ def test_float32_rounding_is_all_that_chunks_change(function: Callable[..., Tens
     prove("float32", f"row by row, {function.__name__}", got, plain(function, problem(torch.float32), 1.0), 1e-5)
 
 
+def test_bfloat16_rounds_only_the_products() -> None:
+    inputs = problem(torch.bfloat16) | {"head_bias": None}
+    inputs["teachers"] = [teacher._replace(bias=None) for teacher in inputs["teachers"]]
+    products = [inputs["hidden"] @ inputs["head_weight"].T, *(t.hidden @ t.weight.T for t in inputs["teachers"])]
+    got = chunked_rows(committee, **inputs, chunk_size=2)
+    assert got.dtype == torch.float32
+    want = committee(*(product.double() for product in products), torch.arange(N))
+    prove("float32", "row by row, bfloat16 input", got.double(), want, 1e-5)
+
+
 def test_chunked_rows_gradcheck() -> None:
     inputs = problem()
 
