@@ -102,10 +102,11 @@ def test_float32_rounding_is_all_that_chunks_change(function: Callable[..., Tens
 def test_bfloat16_rounds_only_the_products() -> None:
     inputs = problem(torch.bfloat16) | {"head_bias": None}
     inputs["teachers"] = [teacher._replace(bias=None) for teacher in inputs["teachers"]]
-    products = [inputs["hidden"] @ inputs["head_weight"].T, *(t.hidden @ t.weight.T for t in inputs["teachers"])]
+    own = (inputs["hidden"] @ inputs["head_weight"].T).double()
+    first, second = ((teacher.hidden @ teacher.weight.T).double() for teacher in inputs["teachers"])
     got = chunked_rows(committee, **inputs, chunk_size=2)
     assert got.dtype == torch.float32
-    want = committee(*(product.double() for product in products), torch.arange(N))
+    want = committee(own, first, second, torch.arange(N))
     prove("float32", "row by row, bfloat16 input", got.double(), want, 1e-5)
 
 
