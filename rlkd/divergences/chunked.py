@@ -46,7 +46,7 @@ def chunked_divergence(
         teacher_hidden, teacher_head_weight, teacher_head_bias: [N, E], [W, E], [W]; the width may differ. No gradient.
         vocabulary_size: entries that both models share, counted from 0 (heads are often padded to different sizes);
             the rest is left out of both distributions. Needed when V and W differ.
-        chunk_size: positions at a time; default: 32 MiB of float32 logits a model, and at least 64 positions.
+        chunk_size: positions at a time; default: 32 MiB of float32 logits a model, and at least 128 positions.
 
     Returns: DivergenceOutput of [N], float32 (float64 for float64 input).
     Gradient: exact, recomputed by chunks in the backward pass; positions whose incoming gradient is zero (masked) are
@@ -99,10 +99,12 @@ def chunked_divergence_loss(
         Everything else: as in chunked_divergence.
 
     Returns: DivergenceLoss; per_token and clipped_share are 0 at positions of weight 0.
-    Gradient: exact, of ``loss`` only. The head's gradient is held from here to the backward pass.
+    Gradient: exact, of ``loss`` only. The head's gradient is held from here to the backward pass, which hands it out:
+        it can be taken once.
     Raises: NumericsError for shapes, dtypes, vocabularies, settings or weights (not finite) that don't fit.
     Source: as ``divergence``; one pass as in Liger-Kernel's fused linear losses, for any reduction.
-    Tested: test_one_pass_loss_equals_two_passes, test_positions_without_weight_may_hold_nan
+    Tested: test_one_pass_loss_equals_two_passes, test_positions_without_weight_may_hold_nan,
+        test_one_pass_gradient_is_taken_once
     """
     heads = (hidden, head_weight, head_bias, teacher_hidden, teacher_head_weight, teacher_head_bias)
     teacher, shared, size = _checked_heads(*heads, vocabulary_size, chunk_size)
@@ -255,12 +257,16 @@ class _ChunkedDivergenceLoss(torch.autograd.Function):
                 if chunk.gradient is not None:
                     chunk.gradient.mul_(weights[rows, None] / setting.temperature)
                     sums.add(rows, hidden[rows], chunk.gradient)
-        ctx.save_for_backward(*sums.result())
+        ctx.sums = sums.result()
         ctx.mark_non_differentiable(values, share)
         return (weights * values).sum(), values, share
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        sums = [None if part is None else part * gradient.to(part.dtype) for part in ctx.saved_tensors]
-        return *sums, None, None, None, None, None
+        if ctx.sums is None:
+            raise NumericsError("the gradient of a chunked_divergence_loss can be taken once; compute the loss again")
+        # handed out, not copied: a copy of the head's gradient would be the largest thing in memory
+        sums, ctx.sums = ctx.sums, None
+        scaled = [None if part is None else part.mul_(gradient.to(part.dtype)) for part in sums]
+        return *scaled, None, None, None, None, None

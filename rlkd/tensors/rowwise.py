@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from rlkd.errors import NumericsError
 from rlkd.tensors.chunked import HeadGradient, check_temperature, checked_chunk_size, chunk_logits
 
-MIN_ROWS = 64  # below that, reading the heads costs more than the products
+MIN_ROWS = 128  # below that, reading the heads costs more than the products
 
 
 class TeacherHead(NamedTuple):
@@ -49,7 +49,7 @@ def chunked_rows(
         teachers: one TeacherHead a teacher. No gradient.
         extras: tensors of N rows that the function also needs (support ids, gold tokens). No gradient.
         temperature: > 0; divides everyone's logits.
-        chunk_size: rows at a time; default: 64 MiB of float32 logits over all models, and at least 64 rows.
+        chunk_size: rows at a time; default: 64 MiB of float32 logits over all models, and at least 128 rows.
 
     Returns: [N] or [N, ...]; logits are float32 (float64 for float64 input) whatever comes in.
     Gradient: that of the function, recomputed by chunks; rows whose incoming gradient is zero (masked) are skipped, so

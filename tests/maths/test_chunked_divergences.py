@@ -214,6 +214,16 @@ def test_one_pass_loss_equals_two_passes(kind: Any, weight: float | None, clip: 
         prove(FAMILY, f"one pass, {kind}, d {name}", first, second, 1e-12)
 
 
+def test_one_pass_gradient_is_taken_once() -> None:
+    """It is handed out, not copied; a second time there is an error, not a gradient scaled twice."""
+    inputs = heads()
+    hidden = inputs["hidden"].requires_grad_()
+    loss = chunked_divergence_loss(kind="reverse_kl", **inputs, loss_weights=torch.ones(7).double()).loss
+    torch.autograd.grad(loss, hidden, retain_graph=True)
+    with pytest.raises(NumericsError, match="taken once"):
+        torch.autograd.grad(loss, hidden)
+
+
 def test_positions_without_weight_may_hold_nan() -> None:
     inputs = heads()
     inputs["hidden"][3] = math.nan

@@ -81,7 +81,10 @@ MUTANTS = [
         "positions without weight computed",
     ),
     Mutant(
-        f"{CHU}:_ChunkedDivergenceLoss.backward", "part * gradient.to(part.dtype)", "part", "incoming gradient ignored"
+        f"{CHU}:_ChunkedDivergenceLoss.backward",
+        "part.mul_(gradient.to(part.dtype))",
+        "part",
+        "incoming gradient ignored",
     ),
     Mutant(f"{CHU}:_logits", "weight[:shared]", "weight", "padding rows in the distribution"),
     Mutant(f"{CHU}:_shared_vocabulary", "policy if given is None else given", "policy", "vocabulary_size ignored"),
