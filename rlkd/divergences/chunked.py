@@ -19,6 +19,7 @@ from rlkd.tensors.chunked import HeadGradient, check_temperature, checked_chunk_
 from rlkd.tensors.rowwise import MIN_ROWS
 
 BUFFERS = 2  # two models' logits share the budget of one
+CPU_BLOCK = 2**18  # logits a model that are worked on at a time: a processor's cache holds a few times as many
 
 
 def chunked_divergence(
@@ -178,7 +179,28 @@ class _Heads(NamedTuple):
         policy = _logits(self.hidden[rows], self.weight, self.bias, self.shared, setting)
         teacher = _logits(self.teacher.hidden[rows], self.teacher.weight, self.teacher.bias, self.shared, setting)
         is_finite = self.bias is None and self.teacher.bias is None
-        return chunk_divergence(policy, teacher, setting, is_finite=is_finite, with_gradient=with_gradient)
+        blocks = [
+            chunk_divergence(p, t, setting, is_finite=is_finite, with_gradient=with_gradient)
+            for p, t in zip(*(side.split(_block_rows(policy)) for side in (policy, teacher)), strict=True)
+        ]
+        return _joined(blocks, policy)
+
+
+def _block_rows(logits: Tensor) -> int:
+    """Rows that the divergence takes at a time: what a processor's cache holds, or all of them on an accelerator."""
+    return max(1, len(logits) if logits.is_cuda else CPU_BLOCK // logits.shape[1])
+
+
+def _joined(blocks: list[ChunkResult], policy: Tensor) -> ChunkResult:
+    """The blocks' results as one; gradients go where the policy's logits were."""
+    values = torch.cat([block.values for block in blocks])
+    share = None if blocks[0].share is None else torch.cat([b.share for b in blocks if b.share is not None])
+    if blocks[0].gradient is None:
+        return ChunkResult(values, share, None)
+    for place, block in zip(policy.split(len(blocks[0].values)), blocks, strict=True):
+        if block.gradient is not None and block.gradient.data_ptr() != place.data_ptr():
+            place.copy_(block.gradient)
+    return ChunkResult(values, share, policy)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, shared: int, setting: Setting) -> Tensor:

@@ -86,6 +86,7 @@ MUTANTS = [
         "part",
         "incoming gradient ignored",
     ),
+    Mutant(f"{CHU}:_joined", "place.copy_(block.gradient)", "pass", "gradients of blocks not gathered"),
     Mutant(f"{CHU}:_logits", "weight[:shared]", "weight", "padding rows in the distribution"),
     Mutant(f"{CHU}:_shared_vocabulary", "policy if given is None else given", "policy", "vocabulary_size ignored"),
     Mutant(f"{KER}:_forward_kl", "gap = lt - ls", "gap = ls - lt", "sign in the fast kernel"),
