@@ -17,14 +17,16 @@ from reward.text import after_thinking, until_stop
 from reward.verdict import Reason, Verdict
 from rlkd.errors import VerifierError
 
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(  # the last block may lack its end
+    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
 _PYTHON_NAMES = frozenset(["", "python", "py", "python3", "py3", "python2"])
 _REASONS: dict[str, Reason] = {"timeout": "timeout", "memory": "memory"}
 
 # Reads the candidate's source and the arguments; writes one line a call. It holds nothing worth stealing: whatever is
 # forged here still has to equal an expected value that only the parent knows.
 _HARNESS = """
-import json, os, sys
+import json, os, sys, types
 
 def encode(value, depth=0):
     kind = type(value)
@@ -49,7 +51,8 @@ out = os.fdopen(os.dup(1), "w")
 os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
 if hasattr(sys, "set_int_max_str_digits"):
     sys.set_int_max_str_digits(0)
-space = {"__name__": "solution", "__builtins__": __builtins__}
+sys.modules["solution"] = module = types.ModuleType("solution")  # dataclasses look their module up
+space = vars(module)
 exec(compile(job["code"], "solution.py", "exec"), space)
 target = space
 for part in job["fn"].split("."):

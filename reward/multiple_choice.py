@@ -7,31 +7,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from reward.protocol import Example
-from reward.text import after_thinking, boxes, fold, last_boxes, until_stop
+from reward.text import after_thinking, boxes, fold, last_boxes, last_tags, squash, until_stop, visible
 from reward.verdict import Verdict
 
 _OPEN = r"(?:[*_`\"'“‘\[{(<（【$]|\\[({\[]|\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\s*\{|\\boxed\s*\{)"
 _CLOSE = r"(?:[*_`\"'”’\]})>）】$]|\\[)}\]])"
-_LETTER = rf"(?:{_OPEN}\s*)*(?P<letter>[A-Ja-j])(?![\w'’])(?:\s*{_CLOSE})*"
+_ENDS = r"(?![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|['’])"  # a letter that no word goes on from, C是 included
+_LETTER = rf"(?:{_OPEN}\s*)*(?P<letter>[A-Ja-j]){_ENDS}(?:\s*{_CLOSE})*"
 _OPTION_WORD = r"(?:(?:the\s+)?(?:option|choice|letter|answer|alternative|statement|选项|选)\s*:?\s*)?"
 _ANCHOR = re.compile(
     r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|choice|option)\s*(?:letter\s*)?(?:\*\*)?\s*"
     r"(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:)\s*(?:therefore|thus|clearly|simply)?\s*:?"
     r"|(?:正确|最终|最佳)?(?:答案|选项)\s*(?:应该|应|就)?\s*(?:是|为|选|：|:)+|故选|应选|所以选|因此选|选择"
     r"|(?:antwort|respuesta|réponse|reponse|resposta|risposta|ответ|antwoord)(?:\s+\w+)?\s*(?:ist|est|es|é|è|:|：|is)(?!\w)"
-    r"|(?:答え|解答)\s*(?:は|：|:)",
-    re.IGNORECASE,
+    r"|(?:答え|解答)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
+    r"|^[#*\s]*(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####",
+    re.IGNORECASE | re.MULTILINE,
 )
 _CONCLUDES = re.compile(
     r"(?:\bgo(?:ing)?\s+with|\bchoose|\bpick|\bselect|\bmust\s+be|\bhas\s+to\b\s+be|\bshould\s+be|\bit\s+is|\bit's|\banswer|\bso|\bthus"
     r"|\btherefore|\bhence|\bthen|\bconclude|\bleaves(?:\s+us\s+with)?|\bis)\s*,?\s*(?:only\s+)?(?:\s*:)?",
     re.IGNORECASE,
 )
-_SEVERAL = re.compile(r"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{\"']*[A-J](?![\w'’])")
+_IS_CORRECT = re.compile(
+    rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![\w-]){_LETTER.replace('letter', 'capital').replace('A-Ja-j', 'A-J')})"
+    r"\s+is\s+(?:the\s+)?(?:correct|right|best)\b(?!\s+(?:if|when|only|except))"
+)
+_SEVERAL = re.compile(rf"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}")
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bnever|\bneither|\bexcept|\bincorrect|\bwrong|不是|并非)\s*(?:\w+\s+){0,1}[(*\"']*$", re.IGNORECASE
 )
-_ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
 _HEDGE = re.compile(
     r"\b(?:might|maybe|perhaps|possibly|could\s+be|not\s+sure|cannot\s+decide|either)\b|\?", re.IGNORECASE
 )
@@ -61,7 +66,7 @@ class MultipleChoiceVerifier:
         if gold is None:
             return Verdict.abstain("bad_gold", f"answer {_raw_gold(example)!r:.80} is no option letter")
         said = after_thinking(until_stop(completion or ""))
-        chosen = None if said is None else self._chosen(_this_turn(said)[-TAIL * 4 :], options)
+        chosen = None if said is None else self._chosen(_this_turn(visible(squash(said)))[-TAIL * 4 :], options)
         if not chosen:
             return Verdict.wrong(reason="unparsed", detail="no committed option")
         shown = ",".join(sorted(chosen))
@@ -86,9 +91,9 @@ class MultipleChoiceVerifier:
         return frozenset(matching) if len(matching) == 1 else None
 
     def _chosen(self, said: str, options: Mapping[str, str]) -> frozenset[str]:
-        tags = _ANSWER_TAG.findall(said)
+        tags = last_tags(said)
         if tags and not self._boxed_only:
-            inner = tags[-1]
+            inner = ", ".join(tags)
             return (
                 self._from_box(inner, options)
                 if boxes(inner)
@@ -138,14 +143,16 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
     plain = re.sub(rf"^{_OPTION_WORD}", "", plain, flags=re.IGNORECASE).strip()
     if re.fullmatch(r"[(\[<（【]?\s*[A-Ja-j]\s*[)\]>）】]?[.:]?", plain):
         return frozenset(re.findall(r"[A-Ja-j]", plain.upper()))
-    named = re.fullmatch(r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[.:：,、)\-–—]|\)\s)\s*(.+)", plain, re.DOTALL)
+    named = re.fullmatch(
+        r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)\-–—]|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", plain, re.DOTALL
+    )
     if named and _by_text(named[2], options) == {named[1].upper()}:
         return frozenset([named[1].upper()])
     if spelled := _by_text(content, options):
         return spelled
     several = re.fullmatch(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|/|;|&|and|or|、|和|\s)\s*[(\[]?[A-J][)\]]?)+", plain)
-    if several:
-        return frozenset(re.findall(r"\b[A-J]\b", plain))
+    if several or re.fullmatch(r"[A-J]{2,5}", plain):
+        return frozenset(re.findall(r"[A-J]", plain.replace("and", " ").replace("or", " ")))
     if named and len(plain) < 400 and not re.match(r"(?:[(\[]?[A-J][)\]]?\s*(?:,|or\b|and\b))", named[2]):
         return _named(named[1].upper(), named[2], options)
     return frozenset()
@@ -179,12 +186,12 @@ def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[s
         rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE
     ).match(rest)
     if match:
-        return _committed(match, rest)
+        return _committed(match, rest, options)
     line = rest.strip().split("\n")[0]
     return _by_text(re.split(r"(?<=\w)\.(?:\s|$)", line)[0], options)
 
 
-def _committed(match: re.Match[str], rest: str) -> frozenset[str]:
+def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> frozenset[str]:
     """The matched letter, unless more letters or a word follow that make it something else."""
     letter, after = match["letter"], rest[match.end() :]
     dressed = match[0].rstrip()[-1:] != letter
@@ -202,6 +209,9 @@ def _committed(match: re.Match[str], rest: str) -> frozenset[str]:
     while (more := _SEVERAL.match(after)) is not None:
         letters.append(more[0].strip(" *()[]{}\"'")[-1].upper())
         after = after[more.end() :].lstrip("*)]}\"'")
+    beside = re.match(r"\s*[).:,-]+\s*([^\n]+)", rest[match.end() - 1 :])
+    if len(letters) == 1 and beside:
+        return _named(letters[0], beside[1].rstrip(" .*"), options)
     return frozenset(letters)
 
 
@@ -215,14 +225,12 @@ def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
         for match in reversed(list(_CONCLUDES.finditer(sentence))):
             found = re.compile(rf"\s*{_OPTION_WORD}{_LETTER}", re.IGNORECASE).match(sentence, match.end())
             if found and not _NEGATED.search(sentence[: found.start("letter")]):
-                chosen = _committed(found, sentence)
+                chosen = _committed(found, sentence, options)
                 if chosen:
                     return chosen
-        correct = re.search(
-            rf"\b(?:option|choice)\s+{_LETTER}\s+is\s+(?:the\s+)?(?:correct|right|best)", sentence, re.IGNORECASE
-        )
+        correct = _IS_CORRECT.search(sentence)
         if correct:
-            return frozenset([correct["letter"].upper()])
+            return frozenset([(correct["letter"] or correct["capital"]).upper()])
     return frozenset()
 
 

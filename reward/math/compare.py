@@ -8,6 +8,7 @@ from reward.math.nodes import SCALARS, Node
 from reward.math.policy import Policy
 from reward.math.scalar import free_symbols, ratio_constant, same_value, scalar_equal
 from reward.math.sets import ORDERS, as_set, same_set
+from reward.math.structure import BOUND
 
 __all__ = ["equivalent"]
 MAX_ITEMS = 200
@@ -31,7 +32,8 @@ def equivalent(gold: Node, answer: Node, policy: Policy) -> bool:
         return _tuples(gold, answer, policy) or _sets(gold, answer)
     if gold.op == "set" and answer.op == "set":
         return _unordered(gold.args, answer.args, policy)
-    if gold.op == "matrix" and answer.op == "matrix":
+    if gold.op == "matrix" and answer.op in ("matrix", "tuple"):
+        answer = _as_matrix(answer)
         return gold.name == answer.name and _ordered(gold.args, answer.args, policy)
     if gold.op == "cases" and answer.op == "cases":
         return _unordered(gold.args, answer.args, policy)
@@ -176,6 +178,10 @@ def _same_step(one: Step, two: Step) -> bool:
 
 
 def _sets(gold: Node, answer: Node) -> bool:
+    """As sets of numbers. Conditions on different symbols are different: y > 2 does not answer x > 2."""
+    symbols = [free_symbols(node) - {BOUND} for node in (gold, answer)]
+    if all(symbols) and symbols[0] != symbols[1]:
+        return False
     left, right = as_set(gold), as_set(answer)
     return left is not None and right is not None and same_set(left, right)
 
@@ -234,6 +240,13 @@ def _unordered(ours: Sequence[Node], theirs: Sequence[Node], policy: Policy) -> 
             return False
         rest.remove(found)
     return True
+
+
+def _as_matrix(node: Node) -> Node:
+    """[[1, 2], [3, 4]] as the matrix of these rows."""
+    if node.op != "tuple" or not all(arg.op == "tuple" and arg.name == node.name == "[]" for arg in node.args):
+        return node
+    return Node("matrix", tuple(Node("row", row.args) for row in node.args))
 
 
 def _based(gold: Node, answer: Node, policy: Policy) -> bool:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from reward.text import after_thinking, boxes, last_boxes, until_stop
+from reward.text import after_thinking, boxes, last_boxes, last_tags, squash, until_stop
 
 MAX_ANSWER = 20_000
 TAIL = 4000  # of a text without box or tag: the answer is looked for at its end
 
-_ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
 _TURN = re.compile(
     r"\n\s*(?:#+\s*)?(?:\*\*)?(?:next\s+)?(?:question|problem|user|human|instruction|exercise|q|task|input)(?:\s*\d+)?\s*(?:\*\*)?\s*:"
     r"|<\|(?:im_start|start_header_id|user|begin_of_text)\|?>|\[INST\]",
     re.IGNORECASE,
 )
+_HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->", re.DOTALL)
 _COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
 _GSM = re.compile(r"####\s*(.+)")
 
@@ -33,6 +33,7 @@ _COMMA_LANGUAGES = (
     r"(?:die\s+)?antwort\s*(?:ist|lautet|:)|(?:la\s+)?risposta(?:\s+finale)?\s*(?:è|e'|:)|"
     r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|ответ\s*(?:\s*—|\s*-|:|равен)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)"
 )
+_COMMA_LANGUAGE = re.compile(_COMMA_LANGUAGES, re.IGNORECASE)
 _ANCHOR = re.compile(
     f"(?P<plain>{_ENGLISH}|{_EAST_ASIAN})|(?P<comma>{_COMMA_LANGUAGES})|(?P<gsm>^A\\s*:|^[#*\\s]*(?:final\\s+)?answer[*\\s]*:?\\s*[*]*\\s*$)",
     re.I | re.MULTILINE,
@@ -73,15 +74,18 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
     said = after_thinking(until_stop(completion))
     if said is None:
         return None
+    said = squash(_HIDDEN.sub(" ", said))
     said = _this_turn(_COMMENT.sub("", said) if "%" in said else said)
-    tags = _ANSWER_TAG.findall(said)
+    tags = last_tags(said)
     if tags:
-        inner = tags[-1].strip()
+        inner = ", ".join(tags)
         boxed = _from_boxes(inner)
         return boxed or (None if "\\boxed" in inner or not inner else _announced(inner) or Extracted(inner, "tag"))
     if "\\boxed" in said or "\\fbox" in said or "\\framebox" in said:
         boxed = _from_boxes(said)
-        return boxed if boxed or boxes(said) else _announced(said)
+        if boxed:
+            return replace(boxed, comma=bool(_COMMA_LANGUAGE.search(said[-TAIL:])))
+        return None if boxes(said) else _announced(said)
     return _announced(said) or (_stated(said) if prose else None)
 
 
@@ -89,7 +93,7 @@ def _this_turn(text: str) -> str:
     """Cut where the model begins to play the next question, once it has answered this one."""
     for turn in _TURN.finditer(text):
         before = text[: turn.start()]
-        if "\\boxed" in before or _ANSWER_TAG.search(before) or _ANCHOR.search(before[-TAIL:]):
+        if "\\boxed" in before or last_tags(before) or _ANCHOR.search(before[-TAIL:]):
             return before
     return text
 

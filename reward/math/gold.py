@@ -19,6 +19,9 @@ proof notfound not_found nan none null nil n/a na unknown see_solution see_below
 no_answer not_available not_applicable no_final_answer nothing empty
 """
 SENTINELS = frozenset(_SENTINEL_WORDS.split())
+_NO_ANSWER = re.compile(
+    r"\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
+)
 MAX_GOLD_BITS = 10_000
 MAX_WORDS = 8  # of a gold in words; a longer one is a solution, not an answer
 
@@ -44,7 +47,8 @@ def gold_text(answer: Any) -> str:
         text = text.rpartition("####")[2]
     box = last_box(text)
     text = clean(box if box is not None else text)
-    if not text or text.casefold().replace(" ", "_") in SENTINELS or flat(text).replace(" ", "_") in SENTINELS:
+    words = flat(text)
+    if not words or _NO_ANSWER.search(words) or {text.casefold(), words.replace(" ", "_")} & SENTINELS:
         raise BadGoldError(f"answer {answer!r:.80} is no answer")
     if fault := _fault(text):
         raise BadGoldError(f"{fault}: {text[:80]!r}")
@@ -94,5 +98,5 @@ def flat(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    """Identity of formulas up to blanks, which is looked at before anything is evaluated."""
-    return re.sub(r"\s+", "", text)
+    """Identity of formulas up to blanks, which is looked at before anything is evaluated. 3 1/2 is not 31/2."""
+    return re.sub(r"\s+(?![\d.])|(?<!\d)\s+", "", text)

@@ -10,7 +10,7 @@ from typing import Any
 
 import mpmath
 
-from reward.math.nodes import Node, num
+from reward.math.nodes import Node, substitute
 from reward.math.policy import Policy
 from reward.math.value import CONSTANT_NAMES, Approximator, TooLargeError, UndefinedError, exact
 
@@ -238,12 +238,6 @@ def _values_at(gold: Node, answer: Node, point: dict[str, Fraction]) -> tuple[An
             return Approximator({}).value(at_gold), Approximator({}).value(at_answer)
     except (UndefinedError, TooLargeError):
         return None
-
-
-def substitute(node: Node, point: dict[str, Fraction]) -> Node:
-    if node.op == "sym" and node.name in point:
-        return num(point[node.name])
-    return replace(node, args=tuple(substitute(arg, point) for arg in node.args)) if node.args else node
 
 
 def _renamed_constant(gold: Node, answer: Node) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 
 import mpmath
 
-from reward.math.nodes import Node
-from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign, substitute
+from reward.math.nodes import Node, substitute
+from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign
 from reward.math.value import Approximator, TooLargeError, UndefinedError, exact
 
 ORDERS = frozenset(["<", ">", "le", "ge"])
