@@ -33,6 +33,7 @@ _IS_CORRECT = re.compile(
     rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![\w-]){_LETTER.replace('letter', 'capital').replace('A-Ja-j', 'A-J')})"
     r"\s+is\s+(?:the\s+)?(?:correct|right|best)\b(?!\s+(?:if|when|only|except))"
 )
+_HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
 _SEVERAL = re.compile(rf"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}")
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bnever|\bneither|\bexcept|\bincorrect|\bwrong|不是|并非)\s*(?:\w+\s+){0,1}[(*\"']*$", re.IGNORECASE
@@ -144,11 +145,13 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
     if re.fullmatch(r"[(\[<（【]?\s*[A-Ja-j]\s*[)\]>）】]?[.:]?", plain):
         return frozenset(re.findall(r"[A-Ja-j]", plain.upper()))
     named = re.fullmatch(
-        r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)\-–—]|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", plain, re.DOTALL
+        r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)",
+        plain,
+        re.DOTALL,
     )
     if named and _by_text(named[2], options) == {named[1].upper()}:
         return frozenset([named[1].upper()])
-    if spelled := _by_text(content, options):
+    if spelled := _by_text(content, options) or _by_text(plain, options):
         return spelled
     several = re.fullmatch(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|/|;|&|and|or|、|和|\s)\s*[(\[]?[A-J][)\]]?)+", plain)
     if several or re.fullmatch(r"[A-J]{2,5}", plain):
@@ -165,29 +168,46 @@ def _named(letter: str, text: str, options: Mapping[str, str]) -> frozenset[str]
 
 
 def _by_text(text: str, options: Mapping[str, str]) -> frozenset[str]:
-    folded = fold(re.sub(r"\\(?:text|mathrm)\s*\{(.*)\}", r"\1", text))
-    matching = [letter for letter, option in options.items() if fold(option) == folded]
+    folded = _folded(text)
+    matching = [letter for letter, option in options.items() if _folded(option) == folded]
     return frozenset(matching) if folded and len(matching) == 1 else frozenset()
+
+
+def _folded(text: str) -> str:
+    """A text without LaTeX, quotes and emphasis, as it may stand in an answer."""
+    return fold(re.sub(r"\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\b|[\\{}$*_`\"'“”‘’]", " ", text))
 
 
 def _texts(options: Mapping[str, str]) -> list[tuple[str, str]]:
     """Option texts long enough not to be mistaken for a letter."""
-    return [(letter, folded) for letter, text in options.items() if len(folded := fold(text)) > 1]
+    return [(letter, folded) for letter, text in options.items() if len(folded := _folded(text)) > 1]
+
+
+def _spelled(line: str, options: Mapping[str, str]) -> frozenset[str]:
+    """The option whose text opens the line, the longest if several do; with the alternatives named right after it."""
+    said, texts = _folded(line), _texts(options)
+    starting = [(len(text), letter) for letter, text in texts if re.match(rf"{re.escape(text)}(?!\w)", said)]
+    length, chosen = max(starting, default=(0, ""))
+    if [size for size, _ in starting].count(length) != 1:
+        return frozenset()
+    letters = {chosen}
+    for letter, text in texts:
+        also = rf"\W*(?:\bor\b|\band\b|[,/;&])\W*(?:or\W+|and\W+)?{re.escape(text)}\s*(?:$|[.,;/]|or\b|and\b)"
+        if re.match(also, said[length:]):
+            letters.add(letter)
+    return frozenset(letters)
 
 
 def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[str]:
     rest = text[at : at + 500]
-    spelled = fold(rest)
-    starting = [(len(option), letter) for letter, option in _texts(options) if spelled.startswith(option)]
-    longest = max(starting, default=(0, ""))
-    if [length for length, _ in starting].count(longest[0]) == 1:
-        return frozenset([longest[1]])
+    line = rest.strip(" \t\n*_:").split("\n")[0]
+    if spelled := _spelled(line, options):
+        return spelled
     match = re.compile(
         rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE
     ).match(rest)
     if match:
         return _committed(match, rest, options)
-    line = rest.strip().split("\n")[0]
     return _by_text(re.split(r"(?<=\w)\.(?:\s|$)", line)[0], options)
 
 
@@ -229,7 +249,7 @@ def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
                 if chosen:
                     return chosen
         correct = _IS_CORRECT.search(sentence)
-        if correct:
+        if correct and not _HEDGED_CLAIM.search(sentence[: correct.start()]):
             return frozenset([(correct["letter"] or correct["capital"]).upper()])
     return frozenset()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from reward.math.nodes import SCALARS, Node
+from reward.math.nodes import SCALARS, Node, UnparsedError
 from reward.math.policy import Policy
-from reward.math.scalar import free_symbols, ratio_constant, same_value, scalar_equal
+from reward.math.scalar import free_symbols, ratio_constant, same_function, same_value, scalar_equal
 from reward.math.sets import ORDERS, as_set, same_set
-from reward.math.structure import BOUND
+from reward.math.structure import BOUND, parse
 
 __all__ = ["equivalent"]
 MAX_ITEMS = 200
@@ -27,7 +28,7 @@ def equivalent(gold: Node, answer: Node, policy: Policy) -> bool:
     if gold.op == "list" or answer.op == "list":
         return _lists(gold, answer, policy)
     if gold.op in SCALARS and answer.op in SCALARS:
-        return scalar_equal(gold, answer, policy)
+        return scalar_equal(gold, answer, policy) or _units_in_letters(gold, answer)
     if gold.op == "tuple" and answer.op == "tuple":
         return _tuples(gold, answer, policy) or _sets(gold, answer)
     if gold.op == "set" and answer.op == "set":
@@ -42,6 +43,18 @@ def equivalent(gold: Node, answer: Node, policy: Policy) -> bool:
     if gold.op == "based":
         return _based(gold, answer, policy)
     return _sets(gold, answer)
+
+
+def _units_in_letters(gold: Node, answer: Node) -> bool:
+    """2 m without \\text reads as 2 times m: the side that has a unit is multiplied by its letters too."""
+    if bool(gold.unit) == bool(answer.unit):
+        return False
+    worded, other = (gold, answer) if gold.unit else (answer, gold)
+    try:
+        unit = parse(worded.unit)
+    except UnparsedError:
+        return False
+    return bool(free_symbols(unit)) and same_function(Node("mul", (replace(worded, unit=""), unit)), other)
 
 
 def _expand(node: Node) -> Node:

@@ -314,6 +314,9 @@ class ExpressionReader(Cursor):
         while (token := self._peek()) is not None and token.kind in ("sym", "text") and token.text.isupper():
             letters += token.text
             self._here += 1
+            if self._is("_"):
+                self._take()
+                letters += f"_{self._raw_argument()}"
         return letters
 
     def _root(self) -> Node:

@@ -23,7 +23,7 @@ _NO_ANSWER = re.compile(
     r"\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
 )
 MAX_GOLD_BITS = 10_000
-MAX_WORDS = 8  # of a gold in words; a longer one is a solution, not an answer
+MAX_WORDS = 12  # of a gold in words; a longer one is a solution, not an answer
 
 
 class BadGoldError(Exception):

@@ -20,6 +20,7 @@ _CLOSE = frozenset([")", "]", "}", "\\}", "rangle", "rfloor", "rceil"])
 _PAIRS = {"(": ")]", "[": "])", "{": "}", "\\{": ["\\}"], "langle": ["rangle"], "]": "[]"}
 _MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "Vmatrix", "Bmatrix", "smallmatrix", "array"])
 _BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*(?:(\d)|\{\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w+)\s*\}?\s*\})")
+_CALLED = re.compile(r"'*|\^(?:\{-1\}|\{?(?:prime)+\}?)|_(?:\w|\{\w+\})")  # f, f', f^{-1} and f_1 of (x)
 _BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
     "twelve": 12, "sixteen": 16,
@@ -153,9 +154,11 @@ def _label(tokens: list[Token]) -> Node:
     ):
         return Node("text", name=" ".join(token.text for token in tokens).casefold())
     shape = [token.text for token in tokens]
-    call = len(shape) >= 4 and tokens[0].kind == "sym" and shape[1] == "(" and shape[-1] == ")"
-    if call and all(token.kind == "sym" or token.text == "," for token in tokens[2:-1]):
-        return Node("call", tuple(sym(token.text) for token in tokens[2:-1] if token.text != ","), shape[0])
+    opens = shape.index("(") if "(" in shape else 0
+    named = opens > 0 and tokens[0].kind == "sym" and shape[-1] == ")" and _CALLED.fullmatch("".join(shape[1:opens]))
+    inside = tokens[opens + 1 : -1]
+    if named and inside and all(token.kind == "sym" or token.text == "," for token in inside):
+        return Node("call", tuple(sym(token.text) for token in inside if token.text != ","), "".join(shape[:opens]))
     return _set_expression(tokens)
 
 
