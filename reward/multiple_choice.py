@@ -33,6 +33,9 @@ _IS_CORRECT = re.compile(
     rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![\w-]){_LETTER.replace('letter', 'capital').replace('A-Ja-j', 'A-J')})"
     r"\s+is\s+(?:the\s+)?(?:correct|right|best)\b(?!\s+(?:if|when|only|except))"
 )
+_NAMED = re.compile(
+    r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", re.DOTALL
+)
 _HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
 _SEVERAL = re.compile(rf"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}")
 _NEGATED = re.compile(
@@ -144,11 +147,7 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
     plain = re.sub(rf"^{_OPTION_WORD}", "", plain, flags=re.IGNORECASE).strip()
     if re.fullmatch(r"[(\[<（【]?\s*[A-Ja-j]\s*[)\]>）】]?[.:]?", plain):
         return frozenset(re.findall(r"[A-Ja-j]", plain.upper()))
-    named = re.fullmatch(
-        r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)",
-        plain,
-        re.DOTALL,
-    )
+    named = _NAMED.fullmatch(plain)
     if named and _by_text(named[2], options) == {named[1].upper()}:
         return frozenset([named[1].upper()])
     if spelled := _by_text(content, options) or _by_text(plain, options):
@@ -178,15 +177,11 @@ def _folded(text: str) -> str:
     return fold(re.sub(r"\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\b|[\\{}$*_`\"'“”‘’]", " ", text))
 
 
-def _texts(options: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Option texts long enough not to be mistaken for a letter."""
-    return [(letter, folded) for letter, text in options.items() if len(folded := _folded(text)) > 1]
-
-
 def _spelled(line: str, options: Mapping[str, str]) -> frozenset[str]:
     """The option whose text opens the line, the longest if several do; with the alternatives named right after it."""
-    said, texts = _folded(line), _texts(options)
-    starting = [(len(text), letter) for letter, text in texts if re.match(rf"{re.escape(text)}(?!\w)", said)]
+    said, texts = _folded(line), [(letter, _folded(text)) for letter, text in options.items()]
+    plain = [(letter, text) for letter, text in texts if len(text) > 1 or text.isdigit()]  # no text that is a letter
+    starting = [(len(text), letter) for letter, text in plain if re.match(rf"{re.escape(text)}(?!\w)", said)]
     length, chosen = max(starting, default=(0, ""))
     if [size for size, _ in starting].count(length) != 1:
         return frozenset()
