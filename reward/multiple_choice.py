@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from reward.protocol import Example
@@ -18,8 +19,9 @@ _OPTION_WORD = r"(?:(?:the\s+)?(?:option|choice|letter|answer|alternative|statem
 _ANCHOR = re.compile(
     r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|choice|option)\s*(?:letter\s*)?(?:\*\*)?\s*"
     r"(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:)\s*(?:therefore|thus|clearly|simply)?\s*:?"
-    r"|(?:正确|最终|最佳)?(?:答案|选项)\s*(?:应该|应|就)?\s*(?:是|为|选|：|:)+|故选|应选|所以选|因此选|选择"
-    r"|(?:antwort|respuesta|réponse|reponse|resposta|risposta|ответ|antwoord)(?:\s+\w+)?\s*(?:ist|est|es|é|è|:|：|is)(?!\w)"
+    r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:是|[为為]|选|：|:)+|故选|应选|所以选|因此选|选择"
+    r"|(?:antwort|respuesta|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap)(?:\s+\w+)?\s*"
+    r"(?:ist|est|es|é|è|:|：|is|adalah)(?!\w)"
     r"|(?:答え|解答)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
     r"|^[#*\s]*(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####",
     re.IGNORECASE | re.MULTILINE,
@@ -45,6 +47,7 @@ _HEDGE = re.compile(
     r"\b(?:might|maybe|perhaps|possibly|could\s+be|not\s+sure|cannot\s+decide|either)\b|\?", re.IGNORECASE
 )
 _TURN = re.compile(r"\n\s*(?:question|problem|user|human|q)\s*\d*\s*:|<\|im_start\|>|\[INST\]", re.IGNORECASE)
+MAX_TURNS = 20
 TAIL = 4000
 
 
@@ -261,8 +264,8 @@ def _sentence(text: str, at: int) -> str:
 
 
 def _this_turn(text: str) -> str:
-    turn = next(
-        (turn for turn in _TURN.finditer(text) if _ANCHOR.search(text[: turn.start()]) or boxes(text[: turn.start()])),
-        None,
-    )
-    return text[: turn.start()] if turn else text
+    for turn in islice(_TURN.finditer(text), MAX_TURNS):
+        before = text[: turn.start()]
+        if _ANCHOR.search(before) or boxes(before):
+            return before
+    return text

@@ -181,8 +181,7 @@ class ExpressionReader(Cursor):
     def _postfix(self, node: Node) -> Node:
         while True:
             if self._is("!"):
-                self._take()
-                node = Node("fact", (node,))
+                node = self._factorial(node)
             elif self._is("%"):
                 self._take()
                 node = Node("percent", (node,))
@@ -194,6 +193,16 @@ class ExpressionReader(Cursor):
                 node = Node("degree", (node,))
             else:
                 return node
+
+    def _factorial(self, node: Node) -> Node:
+        """n! or n!!, the double factorial."""
+        count = 0
+        while self._is("!"):
+            self._take()
+            count += 1
+        if count > 2:
+            raise UnparsedError("more than two exclamation marks")
+        return Node("fact", (node,)) if count == 1 else fn("fac2", node)
 
     # -- atoms
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from reward.text import after_thinking, boxes, last_boxes, last_tags, squash, until_stop
 
 MAX_ANSWER = 20_000
+MAX_TURNS = 20  # that are looked at: an answer stands before the first few or before none
 TAIL = 4000  # of a text without box or tag: the answer is looked for at its end
 
 _TURN = re.compile(
@@ -25,13 +27,15 @@ _ENGLISH = (
     r"(?:is(?:\s+(?:therefore|thus|then|just|simply))?(?!\w)|are\b|equals\b|=|:|：|will\s+be\b|would\s+be\b|comes\s+(?:out\s+)?to\b)"
 )
 _EAST_ASIAN = (
-    r"(?:最终|最后的?|正确)?答案\s*(?:应该|就)?\s*(?:是|为|：|:)|结果\s*(?:是|为|：|:)|答え\s*(?:は|：|:)|答\s*(?:：|:)|"
+    r"(?:最[终終]|最[后後]的?|正[确確])?答案\s*(?:应该|應該|就)?\s*(?:是|[为為]|：|:)|[结結]果\s*(?:是|[为為]|：|:)|答え\s*(?:は|：|:)|答\s*(?:：|:)|"
     r"(?:정답|답)\s*(?:은|는|:)"
 )
 _COMMA_LANGUAGES = (
     r"(?:la\s+)?respuesta(?:\s+final|\s+correcta)?\s*(?:es|:)|(?:la\s+)?r[ée]ponse(?:\s+finale)?\s*(?:est|:)|"
     r"(?:die\s+)?antwort\s*(?:ist|lautet|:)|(?:la\s+)?risposta(?:\s+finale)?\s*(?:è|e'|:)|"
-    r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|ответ\s*(?:\s*—|\s*-|:|равен)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)"
+    r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|ответ\s*(?:\s*—|\s*-|:|равен)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)|"
+    r"(?:das\s+)?ergebnis\s*(?:ist|lautet|:)|jawaban(?:nya)?\s*(?:adalah|:)|(?:đáp\s+án|câu\s+trả\s+lời)\s*(?:là|:)|cevap\s*:|"
+    r"(?:الجواب|الإجابة)\s*(?:هو|هي|:)|उत्तर\s*(?:है|:)"
 )
 _COMMA_LANGUAGE = re.compile(_COMMA_LANGUAGES, re.IGNORECASE)
 _ANCHOR = re.compile(
@@ -91,7 +95,7 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
 
 def _this_turn(text: str) -> str:
     """Cut where the model begins to play the next question, once it has answered this one."""
-    for turn in _TURN.finditer(text):
+    for turn in islice(_TURN.finditer(text), MAX_TURNS):
         before = text[: turn.start()]
         if "\\boxed" in before or last_tags(before) or _ANCHOR.search(before[-TAIL:]):
             return before
@@ -147,7 +151,8 @@ def _value_of(rest: str) -> str:
         return inner.strip() + (f" \\text{{ {word}}}" if word else "")
     rest = re.sub(r"(?<=\d)\s+\((?!or\b)[a-z -]+\)(?=[.\s]*$)", "", rest)  # 8 (eight)
     end = _SENTENCE_END.search(rest)
-    return (rest[: end.start()] if end else rest).strip(" \t*_`,;").removesuffix(".").strip(" *_")
+    value = re.sub(r"(?<=[*_$])!+$", "", rest[: end.start()] if end else rest)  # **5**! is no factorial
+    return value.strip(" \t*_`,;").removesuffix(".").strip(" *_")
 
 
 def _only_word(after: str) -> bool:

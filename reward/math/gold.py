@@ -7,16 +7,18 @@ import re
 from functools import lru_cache
 from typing import Any
 
+import mpmath
+
 from reward.math.nodes import SCALARS, Node, UnparsedError
 from reward.math.normalise import clean
-from reward.math.scalar import free_symbols
+from reward.math.scalar import _MP, DIGITS, free_symbols
 from reward.math.structure import parse
-from reward.math.value import UndefinedError, exact
+from reward.math.value import Approximator, PoleError, TooLargeError, UndefinedError, exact
 from reward.text import last_box
 
 _SENTINEL_WORDS = """
-proof notfound not_found nan none null nil n/a na unknown see_solution see_below todo tbd - ? error missing omitted
-no_answer not_available not_applicable no_final_answer nothing empty
+proof notfound not_found nan none null nil n/a na unknown see_solution see_below see_above todo tbd - ? error
+missing omitted no_answer not_available not_applicable no_final_answer nothing empty
 """
 SENTINELS = frozenset(_SENTINEL_WORDS.split())
 _NO_ANSWER = re.compile(
@@ -47,7 +49,7 @@ def gold_text(answer: Any) -> str:
         text = text.rpartition("####")[2]
     box = last_box(text)
     text = clean(box if box is not None else text)
-    words = flat(text)
+    words = flat(text).replace(".", "")
     if not words or _NO_ANSWER.search(words) or {text.casefold(), words.replace(" ", "_")} & SENTINELS:
         raise BadGoldError(f"answer {answer!r:.80} is no answer")
     if fault := _fault(text):
@@ -62,7 +64,8 @@ def _fault(text: str) -> str:
     if len(words) > MAX_WORDS:
         return f"{len(words)} words look like a solution"
     trees = readings(text)
-    if not trees and not re.search(r"[^\W\d_]", text):
+    bare = re.sub(r"\\[a-zA-Z]+", "", text)
+    if not trees and bare.strip() and not re.search(r"[^\W_]", bare):
         return "unreadable"
     return "" if not trees or any(map(has_value, trees)) else "has no value"
 
@@ -71,9 +74,13 @@ def has_value(node: Node) -> bool:
     """Whether nothing in it divides by zero. Not a computation of its value: that may be large."""
     if node.op in SCALARS and not free_symbols(node):
         try:
-            exact(node)
-        except UndefinedError:
+            if exact(node) is None:
+                with _MP, mpmath.workdps(DIGITS):
+                    Approximator({}).value(node)
+        except PoleError:
             return False
+        except (UndefinedError, TooLargeError):
+            return True
     return all(has_value(arg) for arg in node.args if arg.op not in SCALARS)
 
 

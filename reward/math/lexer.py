@@ -123,7 +123,7 @@ _SCIENTIFIC = re.compile(r"(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,9})(?![\d.a-zA-Z]
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d])")
 _UNIT = re.compile(r"[A-Za-z°]+(?:\^?-?\d)?(?:(?:\s*[/·*]\s*|\s+)[A-Za-z]+(?:\^?-?\d)?)*")
-_COUNTED = re.compile(r"\d[\d.,]*%?\s+[A-Za-z][A-Za-z ]*")
+_COUNTED = re.compile(r"\d[\d.,]*%?\s*(?:\s[A-Za-z]|[^\W\d_a-zA-Z])(?:[^\W\d_]| )*")
 _MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
 
 

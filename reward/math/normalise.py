@@ -80,7 +80,7 @@ _THIN_GROUP = re.compile(
 _SPACED_GROUPS = re.compile(r"-?\s?\d{1,3}(?: \d{3})+(?:\.\d+)?")  # only as the whole answer: 1 234 567
 _NOISE = re.compile(
     r"(?<!\\)\\(?:[,;!:>]|\s|(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?|quad|qquad|thinspace|nolimits|hfill"
-    r"|enspace|middle|allowbreak|nonumber|notag|strut)(?![a-zA-Z]))|~|\\(?:hspace|vspace|label|tag|phantom)\*?\{[^{}]*\}"
+    r"|enspace|middle|allowbreak|nonumber|notag|strut|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|checkmark)(?![a-zA-Z]))|~|\\(?:hspace|vspace|label|tag|phantom)\*?\{[^{}]*\}"
 )
 _ROW_SPACE = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|ex|em|mm|cm|in)\s*\]")
 _BLANKS = re.compile(r"[ \t\r\n]{2,}")
@@ -116,14 +116,13 @@ def clean(text: str) -> str:
     text = _strip_wrappers(_one_line(_DOLLARS.sub(r"\1 \\text{ dollars}", text)))
     text = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", text)
     text = _DRESSING.sub("", _STYLE_SWITCH.sub(" ", _COLOUR.sub("", text)))
-    text = _NOISE.sub(" ", text).replace("{,}", "." if text.count("{,}") == 1 else ",")
-    text = (
-        _ORDINAL.sub(" ", text) if re.search(r"\d\s*\^?\s*\{?\s*(?:\\\w+)?\s*\{?\s*(?:st|nd|rd|th)\b", text) else text
-    )
-    text = _trim(" ".join(text.split()))
+    text = " ".join(_NOISE.sub(" ", text).replace("{,}", "." if text.count("{,}") == 1 else ",").split())
+    text = _trim(" ".join(_ORDINAL.sub(" ", text).split()))
     if _SPACED_GROUPS.fullmatch(text):
         text = text.replace(" ", "")
-    while text.startswith("{") and "," not in text and closing_brace(text, 0) == len(text):
+    for _ in range(MAX_BOXES):
+        if not text.startswith("{") or "," in text or closing_brace(text, 0) != len(text):
+            break
         text = _trim(text[1:-1])
     return text
 
@@ -162,10 +161,5 @@ def _trim(text: str) -> str:
     while before != text:
         before = text
         text = _LABEL.sub("", text.strip())
-        text = (
-            re.sub(r"[\s.,;:!?]+$", "", text)
-            if not re.search(r"\d\s*!$|[a-zA-Z})]\s*!$", text)
-            else text.rstrip(" .,;:?")
-        )
-        text = re.sub(r"^[\s,;:*_`\"=]+|[\s*_`\"]+$", "", text)
+        text = text.rstrip(" .,;:").lstrip(' ,;:*_`"=').rstrip(' *_`"')  # no "?": a doubt; no "!": a factorial
     return text
