@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from textwrap import dedent
 from typing import Any
 
 from reward.protocol import Example
@@ -95,7 +96,7 @@ class CodeVerifier:
         suite = suite_of(example)
         if isinstance(suite, str):
             return Verdict.abstain("bad_gold", suite)
-        program = program_of(completion or "")
+        program = program_of(completion or "", suite.get("fn", ""))
         if program is None:
             return Verdict.wrong(reason="unparsed", detail="no Python code block outside thinking")
         passed, outcome = self._call(program, suite) if suite["type"] == "call" else self._stdio(program, suite)
@@ -175,16 +176,31 @@ def suite_of(example: Example) -> dict[str, Any] | str:
     return dict(raw)
 
 
-def program_of(completion: str) -> str | None:
-    """The last Python block that is said outside thinking; a bare program counts when it is all that is said."""
+def program_of(completion: str, fn: str = "") -> str | None:
+    """The last Python block that is said outside thinking; a bare program counts when it is all that is said.
+
+    Blocks that define what ``fn`` names go first, then labelled ones: an example of use or of output is no program.
+    """
     said = after_thinking(until_stop(completion))
     if said is None:
         return None
-    blocks = [str(block[2]) for block in _FENCE.findall(said) if block[1].casefold() in _PYTHON_NAMES]
+    found = [(block[1].casefold(), dedent(block[2])) for block in _FENCE.findall(said)]
+    blocks = [(label, code) for label, code in found if label in _PYTHON_NAMES]
     if blocks:
-        compiling = [block for block in blocks if _compiles(block)]
-        return compiling[-1] if compiling else blocks[-1]
+        choices = (
+            [code for _, code in blocks if fn and _defines(code, fn.split(".")[0])],
+            [code for label, code in blocks if label and _compiles(code)],
+            [code for _, code in blocks if _compiles(code)],
+            [code for _, code in blocks],
+        )
+        return next(choice[-1] for choice in choices if choice)
     return said if re.search(r"^\s*(?:def|import|from|class|print)\b", said, re.MULTILINE) and _compiles(said) else None
+
+
+def _defines(source: str, name: str) -> bool:
+    return bool(re.search(rf"^(?:(?:async\s+)?def|class)\s+{name}\b|^{name}\s*=", source, re.MULTILINE)) and _compiles(
+        source
+    )
 
 
 def _compiles(source: str) -> bool:

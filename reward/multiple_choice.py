@@ -17,12 +17,12 @@ _ENDS = r"(?![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|['’])"  # a letter t
 _LETTER = rf"(?:{_OPEN}\s*)*(?P<letter>[A-Ja-j]){_ENDS}(?:\s*{_CLOSE})*"
 _OPTION_WORD = r"(?:(?:the\s+)?(?:option|choice|letter|answer|alternative|statement|选项|选)\s*:?\s*)?"
 _ANCHOR = re.compile(
-    r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|choice|option)\s*(?:letter\s*)?(?:\*\*)?\s*"
+    r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|ans|choice|option)\b\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
     r"(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:)\s*(?:therefore|thus|clearly|simply)?\s*:?"
-    r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:是|[为為]|选|：|:)+|故选|应选|所以选|因此选|选择"
+    r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:是|[为為]|选|：|:)+|(?:故|应|應|所以|因此|本题|本題|我)[选選]|[选選][择擇]"
     r"|(?:antwort|respuesta|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap)(?:\s+\w+)?\s*"
     r"(?:ist|est|es|é|è|:|：|is|adalah)(?!\w)"
-    r"|(?:答え|解答)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
+    r"|(?:答え|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
     r"|^[#*\s]*(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -38,6 +38,7 @@ _IS_CORRECT = re.compile(
 _NAMED = re.compile(
     r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", re.DOTALL
 )
+_TAKEN_BACK = re.compile(r"\b(?:wait|actually|hmm+|correction|no)\s*[,:.…-]", re.IGNORECASE)
 _HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
 _SEVERAL = re.compile(rf"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}")
 _NEGATED = re.compile(
@@ -148,7 +149,7 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
     plain = re.sub(r"\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\s*", "", content)
     plain = re.sub(r"[\\{}$*_`\"'“”‘’]", " ", plain).strip(" .,;:!。")
     plain = re.sub(rf"^{_OPTION_WORD}", "", plain, flags=re.IGNORECASE).strip()
-    if re.fullmatch(r"[(\[<（【]?\s*[A-Ja-j]\s*[)\]>）】]?[.:]?", plain):
+    if re.fullmatch(r"[(\[<（【]{0,2}\s*[A-Ja-j]\s*[)\]>）】]{0,2}[.:]?", plain):
         return frozenset(re.findall(r"[A-Ja-j]", plain.upper()))
     named = _NAMED.fullmatch(plain)
     if named and _by_text(named[2], options) == {named[1].upper()}:
@@ -158,7 +159,12 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
     several = re.fullmatch(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|/|;|&|and|or|、|和|\s)\s*[(\[]?[A-J][)\]]?)+", plain)
     if several or re.fullmatch(r"[A-J]{2,5}", plain):
         return frozenset(re.findall(r"[A-J]", plain.replace("and", " ").replace("or", " ")))
-    if named and len(plain) < 400 and not re.match(r"(?:[(\[]?[A-J][)\]]?\s*(?:,|or\b|and\b))", named[2]):
+    if (
+        named
+        and len(plain) < 400
+        and not _TAKEN_BACK.search(named[2])
+        and not re.match(r"(?:[(\[]?[A-J][)\]]?\s*(?:,|or\b|and\b))", named[2])
+    ):
         return _named(named[1].upper(), named[2], options)
     return frozenset()
 
