@@ -18,12 +18,12 @@ _LETTER = rf"(?:{_OPEN}\s*)*(?P<letter>[A-Ja-j]){_ENDS}(?:\s*{_CLOSE})*"
 _OPTION_WORD = r"(?:(?:the\s+)?(?:option|choice|letter|answer|alternative|statement|选项|选)\s*:?\s*)?"
 _ANCHOR = re.compile(
     r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|ans|choice|option)\b\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
-    r"(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:)\s*(?:therefore|thus|clearly|simply)?\s*:?"
+    r"(?:is|are|seems\s+to\s+be|appears\s+to\s+be|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:)\s*(?:therefore|thus|clearly|simply)?\s*:?"
     r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:是|[为為]|选|：|:)+|(?:故|应|應|所以|因此|本题|本題|我)[选選]|[选選][择擇]"
     r"|(?:antwort|respuesta|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap)(?:\s+\w+)?\s*"
     r"(?:ist|est|es|é|è|:|：|is|adalah)(?!\w)"
     r"|(?:答え|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
-    r"|^[#*\s]*(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####",
+    r"|^[#*\s]*(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*correct\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
 _CONCLUDES = re.compile(
@@ -32,8 +32,8 @@ _CONCLUDES = re.compile(
     re.IGNORECASE,
 )
 _IS_CORRECT = re.compile(
-    rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![\w-]){_LETTER.replace('letter', 'capital').replace('A-Ja-j', 'A-J')})"
-    r"\s+is\s+(?:the\s+)?(?:correct|right|best)\b(?!\s+(?:if|when|only|except))"
+    rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![A-Za-z0-9_-]){_LETTER.replace('letter', 'capital').replace('A-Ja-j', 'A-J')})"
+    r"(?:\s+is\s+(?:the\s+)?(?:correct|right|best|most\s+(?:likely|appropriate))\b(?!\s+(?:if|when|only|except))|\s*(?:是)?正[确確])"
 )
 _NAMED = re.compile(
     r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", re.DOTALL
@@ -107,8 +107,10 @@ class MultipleChoiceVerifier:
                 if boxes(inner)
                 else letters_of(inner, options) or self._announced(inner, options)
             )
-        if boxes(said):
-            return self._from_box(said, options)
+        if found := boxes(said):
+            after = said[found[-1][1] :]
+            stated = not self._boxed_only and _ANCHOR.search(after)
+            return (self._announced(after, options) if stated else frozenset()) or self._from_box(said, options)
         return frozenset() if self._boxed_only else self._announced(said, options)
 
     def _from_box(self, text: str, options: Mapping[str, str]) -> frozenset[str]:

@@ -160,7 +160,9 @@ def last_box(text: str) -> str | None:
     return found[-1][2] if found else None
 
 
-_BETWEEN_BOXES = re.compile(r"(?:[\s,;$.&*]|\\[()\[\]]|\\text\s*\{?|\}|\band\b|\bor\b|\\quad|\\,)*")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s,;$.&*/|]|\\[()\[\]]|\\text\s*\{?|\}|\b(?:and|or|vs|maybe|perhaps|possibly)\b|\\(?:quad|lor|vee|cup)(?![a-zA-Z])|\\,)*"
+)
 
 
 def last_boxes(text: str) -> list[str]:

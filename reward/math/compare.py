@@ -27,6 +27,8 @@ def equivalent(gold: Node, answer: Node, policy: Policy) -> bool:
             return verdict
     if gold.op == "list" or answer.op == "list":
         return _lists(gold, answer, policy)
+    if gold.op == "set" and len(gold.args) == 1 and answer.op in SCALARS:
+        gold = gold.args[0]  # {2} is answered by 2; 2 is not answered by a set
     if gold.op in SCALARS and answer.op in SCALARS:
         return scalar_equal(gold, answer, policy) or _units_in_letters(gold, answer)
     if gold.op == "tuple" and answer.op == "tuple":
@@ -206,7 +208,8 @@ def _lists(gold: Node, answer: Node, policy: Policy) -> bool:
     """Bare lists are unordered unless a dot dot dot makes them sequences; sets count as lists, tuples by policy."""
     if gold.op == "list" and answer.op == "list":
         if all(arg.op == "rel" and set(arg.name.split()) & ORDERS for arg in (*gold.args, *answer.args)):
-            return _sets(gold, answer) or _unordered(gold.args, answer.args, policy)
+            joined = {gold.name, answer.name} != {"and", "or"} and _unordered(gold.args, answer.args, policy)
+            return joined or _sets(gold, answer)
         ours, theirs = _strip_shared_label(gold.args), _strip_shared_label(answer.args)
         if any(arg.op == "ellipsis" for arg in (*ours, *theirs)):
             return _ordered(ours, theirs, policy)

@@ -89,7 +89,7 @@ class ExpressionReader(Cursor):
         return Node("mul", (node, self._power()))
 
     def _after_bracket(self) -> bool:
-        return self._here > 0 and self._tokens[self._here - 1].text in (")", "]", "}", "|")
+        return self._here > 0 and self._tokens[self._here - 1].text in (")", "]", "}", "|", "!")
 
     def _after_number(self) -> bool:
         return self._here > 0 and self._tokens[self._here - 1].kind == "num"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -18,11 +19,11 @@ from reward.text import last_box
 
 _SENTINEL_WORDS = """
 proof notfound not_found nan none null nil n/a na unknown see_solution see_below see_above todo tbd - ? error
-missing omitted no_answer not_available not_applicable no_final_answer nothing empty
+missing omitted tba invalid [invalid] no_answer not_available not_applicable no_final_answer nothing empty
 """
 SENTINELS = frozenset(_SENTINEL_WORDS.split())
 _NO_ANSWER = re.compile(
-    r"\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
+    r"\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
 )
 MAX_GOLD_BITS = 10_000
 MAX_WORDS = 12  # of a gold in words; a longer one is a solution, not an answer
@@ -81,7 +82,17 @@ def has_value(node: Node) -> bool:
             return False
         except (UndefinedError, TooLargeError):
             return True
+    for part in node.walk():
+        if part.op == "div" and not free_symbols(part.args[1]) and exact_or_none(part.args[1]) == 0:
+            return False
     return all(has_value(arg) for arg in node.args if arg.op not in SCALARS)
+
+
+def exact_or_none(node: Node) -> Fraction | None:
+    try:
+        return exact(node)
+    except UndefinedError:
+        return None
 
 
 @lru_cache(maxsize=4096)

@@ -207,6 +207,8 @@ class Lexer:
         else:
             match = _NUMBER.match(rest)
             assert match
+            if not self._grouped and re.match(r"0\d", match[0]):
+                raise UnparsedError("12,000 is no list of 12 and 000")
             self._add("num", match[0], Fraction(match[0].rstrip(".")), _decimals(match[0]))
         self._here += match.end()
 
