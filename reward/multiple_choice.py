@@ -31,9 +31,11 @@ _CONCLUDES = re.compile(
     r"|\btherefore|\bhence|\bthen|\bconclude|\bleaves(?:\s+us\s+with)?|\bis)\s*,?\s*(?:only\s+)?(?:\s*:)?",
     re.IGNORECASE,
 )
+_CAPITAL = _LETTER.replace("letter", "capital").replace("A-Ja-j", "A-J")
 _IS_CORRECT = re.compile(
-    rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![A-Za-z0-9_-]){_LETTER.replace('letter', 'capital').replace('A-Ja-j', 'A-J')})"
-    r"(?:\s+is\s+(?:the\s+)?(?:correct|right|best|most\s+(?:likely|appropriate))\b(?!\s+(?:if|when|only|except))|\s*(?:是)?正[确確])"
+    rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![A-Za-z0-9_-]){_CAPITAL})"
+    r"(?:\s+is\s+(?:the\s+)?(?:correct|right|best|most\s+(?:likely|appropriate))\b(?!\s+(?:if|when|only|except))"
+    r"|\s*(?:是)?正[确確])"
 )
 _NAMED = re.compile(
     r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", re.DOTALL
