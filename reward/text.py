@@ -89,7 +89,7 @@ def last_tags(text: str) -> list[str]:
     tags = list(_ANSWER_TAG.finditer(text))
     run = tags[-1:]
     for before in reversed(tags[:-1]):
-        if text[before.end() : run[-1].start()].strip(" \t\n,;"):
+        if not _side_by_side(text[before.end() : run[-1].start()]):
             break
         run.append(before)
     return list(dict.fromkeys(tag[1].strip() for tag in reversed(run)))
@@ -160,9 +160,19 @@ def last_box(text: str) -> str | None:
     return found[-1][2] if found else None
 
 
-_BETWEEN_BOXES = re.compile(
-    r"(?:[\s,;$.&*/|]|\\[()\[\]]|\\text\s*\{?|\}|\b(?:and|or|vs|maybe|perhaps|possibly)\b|\\(?:quad|lor|vee|cup)(?![a-zA-Z])|\\,)*"
+# Between two answers: marks, the number of a list's item, words that join alternatives; or a hedge in one sentence.
+_JOINED = re.compile(
+    r"(?:[^\w\\=+]|_|(?<!\d)\d{1,2}[.):]"
+    r"|\\(?:[()\[\]\\,;:! ]|(?:quad|qquad|lor|vee|cup|text|textbf|to|rightarrow)(?![a-zA-Z]))"
+    r"|(?<![^\W_])(?:and|or|vs|else|either|also|alternatively|maybe|perhaps|possibly)(?![^\W_])|或者?|和|及)*"
+    r"|[^.!?\n]*\b(?:might|may|maybe|perhaps|possibly|could|alternatively|or)\b[^.!?\n]*",
+    re.IGNORECASE,
 )
+MAX_BETWEEN = 200
+
+
+def _side_by_side(between: str) -> bool:
+    return len(between) <= MAX_BETWEEN and _JOINED.fullmatch(between) is not None
 
 
 def last_boxes(text: str) -> list[str]:
@@ -175,7 +185,7 @@ def last_boxes(text: str) -> list[str]:
         return []
     run = [found[-1]]
     for before in reversed(found[:-1]):
-        if before[2] is None or not _BETWEEN_BOXES.fullmatch(text[before[1] : run[0][0]]):
+        if before[2] is None or not _side_by_side(text[before[1] : run[0][0]]):
             break
         run.insert(0, before)
     return list(dict.fromkeys(content or "" for _, _, content in run))

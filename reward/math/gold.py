@@ -12,18 +12,19 @@ import mpmath
 
 from reward.math.nodes import SCALARS, Node, UnparsedError
 from reward.math.normalise import clean
-from reward.math.scalar import _MP, DIGITS, free_symbols
+from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign
 from reward.math.structure import parse
 from reward.math.value import Approximator, PoleError, TooLargeError, UndefinedError, exact
 from reward.text import last_box
 
 _SENTINEL_WORDS = """
 proof notfound not_found nan none null nil n/a na unknown see_solution see_below see_above todo tbd - ? error
-missing omitted tba invalid [invalid] no_answer not_available not_applicable no_final_answer nothing empty
+missing omitted tba invalid [invalid] unanswerable answer solution \\square \\blacksquare \\qed \\boxed
+no_answer not_available not_applicable no_final_answer nothing empty
 """
 SENTINELS = frozenset(_SENTINEL_WORDS.split())
 _NO_ANSWER = re.compile(
-    r"\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
+    r"\bsee\b.*\b(?:explanations?|solutions?|above|below)\b|\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
 )
 MAX_GOLD_BITS = 10_000
 MAX_WORDS = 12  # of a gold in words; a longer one is a solution, not an answer
@@ -50,7 +51,7 @@ def gold_text(answer: Any) -> str:
         text = text.rpartition("####")[2]
     box = last_box(text)
     text = clean(box if box is not None else text)
-    words = flat(text).replace(".", "")
+    words = flat(text).replace(".", "").lstrip("+-")
     if not words or _NO_ANSWER.search(words) or {text.casefold(), words.replace(" ", "_")} & SENTINELS:
         raise BadGoldError(f"answer {answer!r:.80} is no answer")
     if fault := _fault(text):
@@ -73,6 +74,8 @@ def _fault(text: str) -> str:
 
 def has_value(node: Node) -> bool:
     """Whether nothing in it divides by zero. Not a computation of its value: that may be large."""
+    if node.op in SCALARS and node.has("infinity"):
+        return infinite_sign(node) != 0  # a difference or a quotient of infinities is nothing
     if node.op in SCALARS and not free_symbols(node):
         try:
             if exact(node) is None:
