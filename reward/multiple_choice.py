@@ -40,6 +40,7 @@ _IS_CORRECT = re.compile(
 _NAMED = re.compile(
     r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", re.DOTALL
 )
+_ALONE = re.compile(r"\s*[*_]{0,2}[(\[]?[A-J][)\]]?\.?[*_]{0,2}\s*")  # a letter with a line of its own
 _TAKEN_BACK = re.compile(r"\b(?:wait|actually|hmm+|correction|no)\s*[,:.…-]", re.IGNORECASE)
 _HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
 _SEVERAL = re.compile(rf"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}")
@@ -130,7 +131,8 @@ class MultipleChoiceVerifier:
             found = _letter_after(said, anchor.end(), options)
             if found and not _hedged(_sentence(said, anchor.start()), options):
                 return found
-        return _concluded(said, options)
+        alone = {line.strip("*_ .()[]").upper() for line in said.splitlines() if _ALONE.fullmatch(line)}
+        return frozenset(alone) if len(alone) == 1 else _concluded(said, options)
 
 
 def _raw_gold(example: Example) -> Any:

@@ -116,6 +116,8 @@ def _chain_value(node: Node, *, loose: bool, other: Node, policy: Policy) -> Nod
     for index, side in enumerate(node.args[:-1]):
         if side.op in ("text", "call") or (side.op == "sym" and index == 0 and side.name not in free_symbols(last)):
             continue
+        if index == 0 and _is_segment(side) and not free_symbols(last):
+            continue
         point = side.op == last.op == "tuple" and index == 0 and len(side.args) == len(last.args)
         if point and all(arg.op == "sym" for arg in side.args):  # (x, y) = (1, 2)
             continue
@@ -129,6 +131,11 @@ def _chain_value(node: Node, *, loose: bool, other: Node, policy: Policy) -> Nod
         if not same_value(side, last, policy):
             return None
     return last
+
+
+def _is_segment(node: Node) -> bool:
+    """AB, the length between two points."""
+    return node.op == "mul" and all(arg.op == "sym" and len(arg.name) == 1 and arg.name.isupper() for arg in node.args)
 
 
 def _two_relations(gold: Node, answer: Node, policy: Policy) -> bool | None:

@@ -19,6 +19,7 @@ _TURN = re.compile(
 )
 _HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->", re.DOTALL)
 _COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
+_DOUBT = re.compile(r"[\s$*]*(?:\\[\])])?\?")
 _GSM = re.compile(r"####\s*(.+)")
 
 # Words that announce the answer, per language. Decimal commas are read in answers that such a word announces.
@@ -106,9 +107,10 @@ def _from_boxes(text: str) -> Extracted | None:
     """The last box. Boxes side by side with nothing said between them are one list."""
     side_by_side = last_boxes(text)
     answer = ", ".join(side_by_side)
-    if not answer or len(answer) > MAX_ANSWER:
+    found = boxes(text)
+    if not answer or len(answer) > MAX_ANSWER or _DOUBT.match(text, found[-1][1]):
         return None
-    whole = dict.fromkeys(content for _, _, content in boxes(text) if content is not None)
+    whole = dict.fromkeys(content for _, _, content in found if content is not None)
     return Extracted(answer, "box", tuple(whole), tuple(side_by_side))
 
 
