@@ -214,7 +214,8 @@ class VerifierPool:
 
     def _run(self, child: Child, pending: deque[_Job]) -> None:
         """Judge all of ``pending`` in one round trip; on a fault the head is settled and the rest stays."""
-        tokens = deque(secrets.randbits(64) for _ in pending)  # a verdict with another token is none of this worker's
+        first = secrets.randbits(62)  # a verdict with another token than its answer's is none of this worker's
+        tokens = deque(range(first, first + len(pending)))
         batch = zip(tokens, pending, strict=True)
         child.send_jobs([(token, job.kind, job.completion, job.example) for token, job in batch])
         while pending:

@@ -34,15 +34,19 @@ _EAST_ASIAN = (
 _COMMA_LANGUAGES = (
     r"(?:la\s+)?respuesta(?:\s+final|\s+correcta)?\s*(?:es|:)|(?:la\s+)?r[ée]ponse(?:\s+finale)?\s*(?:est|:)|"
     r"(?:die\s+)?antwort\s*(?:ist|lautet|:)|(?:la\s+)?risposta(?:\s+finale)?\s*(?:è|e'|:)|"
-    r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|ответ\s*(?:\s*—|\s*-|:|равен)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)|"
-    r"(?:das\s+)?ergebnis\s*(?:ist|lautet|:)|jawaban(?:nya)?\s*(?:adalah|:)|(?:đáp\s+án|câu\s+trả\s+lời)\s*(?:là|:)|cevap\s*:|"
-    r"(?:الجواب|الإجابة)\s*(?:هو|هي|:)|उत्तर\s*(?:है|:)"
+    r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)|"
+    r"(?:das\s+)?ergebnis\s*(?:ist|lautet|:)|jawaban(?:nya)?\s*(?:adalah|:)|cevap\s*:"
 )
-_COMMA_LANGUAGE = re.compile(_COMMA_LANGUAGES, re.IGNORECASE)
-_ANCHOR = re.compile(
-    f"(?P<plain>{_ENGLISH}|{_EAST_ASIAN})|(?P<comma>{_COMMA_LANGUAGES})|(?P<gsm>^A\\s*:|^[#*\\s]*(?:final\\s+)?answer[*\\s]*:?\\s*[*]*\\s*$)",
-    re.I | re.MULTILINE,
-)
+_OTHER_COMMA_LANGUAGES = r"ответ\s*(?:\s*—|\s*-|:|равен)|(?:đáp\s+án|câu\s+trả\s+lời)\s*(?:là|:)|(?:الجواب|الإجابة)\s*(?:هو|هي|:)|उत्तर\s*(?:है|:)"
+_COMMA_LANGUAGE = re.compile(f"{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES}", re.IGNORECASE)
+_LINES = r"(?P<gsm>^A\s*:|^[#*\s]*(?:final\s+)?answer[*\s]*:?\s*[*]*\s*$)"
+_ANCHORS = {  # by whether the text is ASCII: most are, and other scripts cannot stand there
+    True: re.compile(f"(?P<plain>{_ENGLISH})|(?P<comma>{_COMMA_LANGUAGES})|{_LINES}", re.I | re.MULTILINE),
+    False: re.compile(
+        f"(?P<plain>{_ENGLISH}|{_EAST_ASIAN})|(?P<comma>{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES})|{_LINES}",
+        re.I | re.MULTILINE,
+    ),
+}
 _SENTENCE_END = re.compile(
     r"(?<=[^.\s])\.(?=\s+[A-Z\"'(\\*]|\s*$|\s*\n|\*)|\n|[。；！？]|(?<=\d)!(?=\s+[A-Z])|"
     r",?\s+(?:because|since|which|so|as\s+(?:required|desired|we|the)|where|i\.e\.|hence|thus|therefore|but|for\s+the)\b|"
@@ -79,7 +83,7 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
     said = after_thinking(until_stop(completion))
     if said is None:
         return None
-    said = squash(_HIDDEN.sub(" ", said))
+    said = squash(_HIDDEN.sub(" ", said) if "<!--" in said else said)
     said = _this_turn(_COMMENT.sub("", said) if "%" in said else said)
     tags = last_tags(said)
     if tags:
@@ -89,7 +93,8 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
     if "\\boxed" in said or "\\fbox" in said or "\\framebox" in said:
         boxed = _from_boxes(said)
         if boxed:
-            return replace(boxed, comma=bool(_COMMA_LANGUAGE.search(said[-TAIL:])))
+            comma = re.search(r"\d,\d", boxed.text) and _COMMA_LANGUAGE.search(said[-TAIL:])
+            return replace(boxed, comma=bool(comma))
         return None if boxes(said) else _announced(said)
     return _announced(said) or (_stated(said) if prose else None)
 
@@ -98,7 +103,7 @@ def _this_turn(text: str) -> str:
     """Cut where the model begins to play the next question, once it has answered this one."""
     for turn in islice(_TURN.finditer(text), MAX_TURNS):
         before = text[: turn.start()]
-        if "\\boxed" in before or last_tags(before) or _ANCHOR.search(before[-TAIL:]):
+        if "\\boxed" in before or last_tags(before) or _ANCHORS[before.isascii()].search(before[-TAIL:]):
             return before
     return text
 
@@ -120,7 +125,7 @@ def _announced(text: str) -> Extracted | None:
     gsm = list(_GSM.finditer(tail))
     if gsm:
         return Extracted(gsm[-1][1].strip(), "hash")
-    anchors = list(_ANCHOR.finditer(tail))
+    anchors = list(_ANCHORS[tail.isascii()].finditer(tail))
     if not anchors:
         return None
     anchor = anchors[-1]
