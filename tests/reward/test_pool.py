@@ -157,8 +157,13 @@ def test_dead_spare_is_not_handed_out() -> None:
     """Everything but the pool itself may be killed from outside, the idle spare too."""
     with VerifierPool(SPEC, workers=1, time_limit_s=1.0) as single:
         single.verify_batch([("warm", {})])
-        for child in workers():
+        killed = workers()
+        for child in killed:
             child.kill()
+        while any(
+            child.status() != psutil.STATUS_ZOMBIE for child in killed
+        ):  # a kill takes a moment on a busy machine
+            time.sleep(0.001)
         assert [verdict.score for verdict in single.verify_batch([("a", {}), ("b", {})])] == [1.0, 1.0]
 
 
