@@ -160,9 +160,7 @@ def test_dead_spare_is_not_handed_out() -> None:
         killed = workers()
         for child in killed:
             child.kill()
-        while any(
-            child.status() != psutil.STATUS_ZOMBIE for child in killed
-        ):  # a kill takes a moment on a busy machine
+        while any(child.status() != psutil.STATUS_ZOMBIE for child in killed):  # a kill takes a moment
             time.sleep(0.001)
         assert [verdict.score for verdict in single.verify_batch([("a", {}), ("b", {})])] == [1.0, 1.0]
 
