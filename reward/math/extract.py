@@ -37,7 +37,10 @@ _COMMA_LANGUAGES = (
     r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)|"
     r"(?:das\s+)?ergebnis\s*(?:ist|lautet|:)|jawaban(?:nya)?\s*(?:adalah|:)|cevap\s*:"
 )
-_OTHER_COMMA_LANGUAGES = r"ответ\s*(?:\s*—|\s*-|:|равен)|(?:đáp\s+án|câu\s+trả\s+lời)\s*(?:là|:)|(?:الجواب|الإجابة)\s*(?:هو|هي|:)|उत्तर\s*(?:है|:)"
+_OTHER_COMMA_LANGUAGES = (
+    r"ответ\s*(?:\s*—|\s*-|:|равен)|(?:đáp\s+án|câu\s+trả\s+lời)\s*(?:là|:)|"
+    r"(?:الجواب|الإجابة)\s*(?:هو|هي|:)|उत्तर\s*(?:है|:)"
+)
 _COMMA_LANGUAGE = re.compile(f"{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES}", re.IGNORECASE)
 _LINES = r"(?P<gsm>^A\s*:|^[#*\s]*(?:final\s+)?answer[*\s]*:?\s*[*]*\s*$)"
 _ANCHORS = {  # by whether the text is ASCII: most are, and other scripts cannot stand there
