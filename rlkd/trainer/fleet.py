@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,19 @@ _REPLACEMENTS = 3  # of one worker, in one call, before the fault is believed
 
 @dataclass(frozen=True)
 class Published:
-    """Weights on their way to the engines: a reference into Ray's object store, and what they claim to be."""
+    """Weights on their way to the engines, and what they claim to be.
+
+    Args:
+        exported: a reference into Ray's object store, a model folder, or word of what was sent by another way.
+        again: makes a reference into the object store where ``exported`` is none: a worker that joins late reads that.
+    """
 
     exported: Any
     version: int
+    again: Callable[[], Any] | None = None
+
+    def for_newcomer(self) -> Any:
+        return self.exported if self.again is None else self.again()
 
 
 @dataclass
@@ -87,10 +96,9 @@ class Fleet:
             try:
                 self._start(index).result(self.deadline_s)
                 if self.current is not None:
-                    worker = self.workers[index]
-                    worker.submit(
-                        "load_weights", self.current.exported, version=self.current.version, probe=None
-                    ).result(self.deadline_s)
+                    exported, version = self.current.for_newcomer(), self.current.version
+                    loaded = self.workers[index].submit("load_weights", exported, version=version, probe=None)
+                    loaded.result(self.deadline_s)
                 return self.workers[index].submit(method, share, **options).result(self.deadline_s)
             except ClusterError as again:
                 error = again
