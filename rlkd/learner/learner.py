@@ -254,11 +254,11 @@ class Learner:
 
     def export_weights(self) -> tuple[list[tuple[str, Tensor]], int] | None:
         """Weights by transformers' names, on the CPU, with their checksum; None on every rank but 0."""
-        named = [] if self.rank else None
+        named: list[tuple[str, Tensor]] = []
         for name, tensor in self.published():
-            if named is not None:
+            if self.rank == 0:
                 named.append((name, tensor.to("cpu", copy=True)))
-        return None if named is None else (named, checksum(named))
+        return None if self.rank else (named, checksum(named))
 
     def published(self) -> Iterator[tuple[str, Tensor]]:
         """Weights by transformers' names, gathered layer by layer: every rank has to go through all of them."""

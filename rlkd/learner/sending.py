@@ -73,7 +73,7 @@ class _Published(WeightSource):
 
 
 class _Engines:
-    """vLLM's VLLMWeightSyncClient over our workers. Each engine is a world of its own to vLLM: we number their ranks."""
+    """vLLM's VLLMWeightSyncClient over our workers. To vLLM each engine is a world of its own: we number ranks."""
 
     def __init__(self, route: Route) -> None:
         self.route = route

@@ -123,7 +123,7 @@ def _weights(recipe: Recipe) -> Iterator[str]:
     cluster, width = recipe.cluster, recipe.engine.tensor_parallel
     given = f"cluster.weights: '{cluster.weights}'"
     if cluster.weights == "nccl" and cluster.placement == "colocated":
-        yield f"{given} with cluster.placement 'colocated': NCCL refuses two ranks on one GPU; write ipc or object_store"
+        yield f"{given} with cluster.placement 'colocated': NCCL refuses two ranks on a GPU; write ipc or object_store"
     if cluster.weights == "ipc" and cluster.placement == "separate":
         yield f"{given} shares the memory of one GPU, with cluster.placement 'separate'; write nccl, or colocated"
     if cluster.placement == "colocated" and width > 1:

@@ -303,7 +303,7 @@ class ClusterSpec(Section):
     placement: Literal["separate", "colocated"] = "separate"
     weights: Literal["auto", "object_store", "nccl", "ipc", "gloo"] = Field(
         default="auto",
-        description="how new weights reach the rollout engines. auto: object_store on a CPU, nccl between separate GPUs, "
+        description="how new weights reach the rollout engines. auto: object_store on a CPU, nccl between GPUs, "
         "ipc (CUDA) on shared ones; gloo is nccl's way without a GPU",
     )
     schedule: Literal["sync", "async"] = "sync"

@@ -156,7 +156,7 @@ class VllmEngine:
         getattr(self.llm, call)(*(() if request is None else (request,)))
 
     def received_checksums(self) -> list[int]:
-        """Of the weights that the protocol brought, one a device; forgets every cached key and value of the old ones."""
+        """Of the weights that the protocol brought, one a device; forgets what the old ones cached."""
         self._forget()
         return list(self.llm.collective_rpc("received_checksum"))
 
