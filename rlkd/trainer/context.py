@@ -122,7 +122,7 @@ class Run:
     def spawn_learners(self, stage: str, *, kind: str = "LearnerWorker") -> list[Worker]:
         """Empty learner processes, one a rank."""
         share = 0.5 if self.recipe.cluster.placement == "colocated" else 1.0
-        places: Sequence[tuple[Any, int] | None] = self.bundles or [None] * self.ranks
+        places: list[Any] = [*self.bundles] if self.bundles else [None] * self.ranks
         return [
             self.cluster.spawn(f"{kind}-{stage}-{rank}", gpus=share, bundle=places[rank]) for rank in range(self.ranks)
         ]
