@@ -58,8 +58,8 @@ class GpuNeed:
             parts.append(f"cluster.rollout_workers: {cluster.rollout_workers} x engine.tensor_parallel: {width}")
         if self.teachers:
             parts.append(f"cluster.teacher_workers: {cluster.teacher_workers}, {self.teachers} GPU(s) in all")
-        if self.lone and not self.colocated:
-            parts.append(f"{self.lone} for engines that serve the teacher alone between stages")
+        if not self.colocated and self.lone > self.learners + self.teachers:
+            parts.append(f"{self.lone} for engines that serve the teacher alone, while no learner runs")
         return "; ".join(parts) + (" (cluster.placement: colocated, counted once)" if self.colocated else "")
 
 
