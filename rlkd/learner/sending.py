@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer import ParamMeta, WeightSource, WeightTransferTrainerFactory
 
@@ -25,6 +26,8 @@ class WeightSender:
 
     def send(self) -> Sent | None:
         """One whole update. Returns: what was sent, on rank 0. Raises: ClusterError naming an engine that fails."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # vLLM packs on streams of its own, which don't wait for the optimizer's
         self.engine.send_weights()
         return None if self.rank else Sent(self.source.checksum.value())
 

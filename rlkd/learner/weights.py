@@ -77,7 +77,10 @@ def _hash(tensor: Tensor) -> Tensor:
 
 @cache
 def _odd_numbers(device: torch.device) -> Tensor:
-    return torch.arange(1, 2 * _CHUNK, 2, dtype=torch.int64, device=device)
+    numbers = torch.arange(1, 2 * _CHUNK, 2, dtype=torch.int64, device=device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the next to read them may be on another stream
+    return numbers
 
 
 def published(model: Any, state: Mapping[str, Tensor], *, tied: bool) -> Iterator[tuple[str, Tensor]]:

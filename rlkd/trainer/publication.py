@@ -58,6 +58,8 @@ class Publication:
             address=self.run.cluster.address(self.learners[0]),
             deadline_s=cluster.step_deadline_s,
         )
+        idle = [engine.submit("score", []) for engine in fleet.workers]
+        gather(idle, cluster.step_deadline_s)  # they may still be sampling, and a rendezvous has a deadline of its own
         gather(self._all("join_engines", route), cluster.start_deadline_s)
         self.joined = fleet.replaced
 
