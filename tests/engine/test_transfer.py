@@ -130,3 +130,20 @@ def test_an_engine_that_dies_under_way_is_named(
     with pytest.raises(ClusterError, match="LearnerWorker-transfer-0: RolloutWorker-transfer-1 died"):
         publication.publish(fleet, 4)
     del learners
+
+
+def test_every_device_of_every_engine_has_a_rank_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two engines over two devices each, beside the sender's rank 0; vLLM adds a device's number within its engine."""
+    from rlkd.learner import sending
+    from rlkd.learner.weights import Route
+
+    told: list[dict[str, Any]] = []
+    engine = SimpleNamespace(submit=lambda _, call, request: told.append({"call": call, **request["init_info"]}))
+    monkeypatch.setattr(sending, "gather", lambda *_: None)
+    route = Route("nccl", [engine, engine], devices=2, address=("here", 1), deadline_s=1.0)  # type: ignore[list-item]
+    sending._Engines(route).init_weight_transfer_engine({"rank_offset": 1, "packed": True})
+    assert [(one["call"], one["rank_offset"]) for one in told] == [
+        ("init_weight_transfer_engine", 1),
+        ("init_weight_transfer_engine", 3),
+    ]
+    assert sending._init_info(route, 0).world_size == 5
