@@ -26,7 +26,7 @@ PROBE = (tuple(range(30, 60)), tuple(range(40, 60)))
 
 @pytest.fixture(scope="module")
 def sharded(recipe: Recipe) -> Recipe:
-    """Two ranks, ZeRO-3: every layer has to be gathered on its way."""
+    """ZeRO-3: layers have to be gathered on their way. Models as large as the teacher: DeepSpeed shards no small weight."""
     raw = recipe.model_dump(mode="json")
     raw["learner"] |= {"zero_stage": 3}
     return validate_recipe(raw, where="test")
@@ -34,13 +34,15 @@ def sharded(recipe: Recipe) -> Recipe:
 
 @pytest.fixture(scope="module")
 def learners(cluster: Cluster, sharded: Recipe, folders: dict[str, Path]) -> Iterator[list[Worker]]:
-    """Two ranks that hold the weights of ``other``."""
+    """Two ranks that hold the weights of ``other-teacher``."""
     workers = [cluster.spawn(f"LearnerWorker-transfer-{rank}") for rank in range(2)]
     options = {"world_size": 2, "address": cluster.address(workers[0]), "total_updates": 1}
     raw = sharded.model_dump(mode="json")
     gather(
         [
-            cluster.build(w, "rlkd.learner.worker:LearnerWorker", raw, str(folders["other"]), rank=rank, **options)
+            cluster.build(
+                w, "rlkd.learner.worker:LearnerWorker", raw, str(folders["other-teacher"]), rank=rank, **options
+            )
             for rank, w in enumerate(workers)
         ],
         300.0,
@@ -52,8 +54,8 @@ def learners(cluster: Cluster, sharded: Recipe, folders: dict[str, Path]) -> Ite
 
 @pytest.fixture(scope="module")
 def fleet(cluster: Cluster, folders: dict[str, Path]) -> Iterator[Fleet]:
-    """Two engines that start with the weights of ``policy``."""
-    settings = EngineSettings(str(folders["policy"]), "float32", 96, 64, on_gpu=False, transport="gloo")
+    """Two engines that start with the weights of ``teacher``."""
+    settings = EngineSettings(str(folders["teacher"]), "float32", 96, 64, on_gpu=False, transport="gloo")
     fleet = Fleet(cluster, "RolloutWorker-transfer", settings, "rlkd.rollout.worker:RolloutWorker", 120.0, gpus=0.0)
     gather(fleet.start(2), 300.0)
     yield fleet
@@ -82,11 +84,11 @@ def versions(fleet: Fleet) -> list[int]:
 
 def test_sharded_weights_reach_every_engine(fleet: Fleet, publication: Publication, folders: dict[str, Path]) -> None:
     """``publish`` compares engine and learner itself; here both are compared with the model's own forward pass."""
-    old = known(folders["policy"])
+    old = known(folders["teacher"])
     for found in scored(fleet):
         assert found[0] == pytest.approx(old, abs=2e-5)
     publication.publish(fleet, 1)
-    new = known(folders["other"])
+    new = known(folders["other-teacher"])
     assert max(abs(a - b) for a, b in zip(old, new, strict=True)) > 0.1
     for found in scored(fleet):
         assert found[0] == pytest.approx(new, abs=2e-5)
@@ -101,7 +103,7 @@ def test_other_weights_than_were_sent_are_refused(fleet: Fleet) -> None:
 
 def test_the_object_store_carries_the_same_weights(publication: Publication, folders: dict[str, Path]) -> None:
     named = dict(gather([w.submit("export_weights") for w in publication.learners], 120.0)[0][0])
-    held = load_causal_lm(folders["other"], dtype=torch.float32).state_dict()
+    held = load_causal_lm(folders["other-teacher"], dtype=torch.float32).state_dict()
     assert named.keys() == held.keys() - {"lm_head.weight"}
     assert all(torch.equal(named[name], held[name]) for name in named)
 
@@ -116,7 +118,7 @@ def test_a_replaced_engine_gets_the_weights_and_joins_again(
     answers = [*first.results(), *second.results()]
     assert fleet.replaced == 1
     for found in answers:
-        assert found[0] == pytest.approx(known(folders["other"]), abs=2e-5)
+        assert found[0] == pytest.approx(known(folders["other-teacher"]), abs=2e-5)
     publication.publish(fleet, 3)
     assert publication.joined == 1
     assert versions(fleet) == [3, 3]

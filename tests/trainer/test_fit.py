@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlkd import train
 from rlkd.cluster import Hardware, check_fit, weights_transport
 from rlkd.cluster.hardware import gpu_need, gpus_needed
 from rlkd.errors import RecipeError
@@ -74,6 +75,13 @@ def test_what_the_machine_cannot_do_is_an_error(overrides: list[str], hardware: 
     with pytest.raises(RecipeError) as caught:
         check_fit(recipe(*overrides), hardware)
     assert said in str(caught.value)
+
+
+def test_a_run_that_does_not_fit_starts_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cluster.weights: 'nccl', but there is no GPU"):
+        train(recipe("cluster.weights=nccl"), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "models").exists()
+    assert not (tmp_path / "run" / "logs").exists()
 
 
 def test_the_way_of_weights_follows_the_machine() -> None:
