@@ -26,7 +26,7 @@ PROBE = (tuple(range(30, 60)), tuple(range(40, 60)))
 
 @pytest.fixture(scope="module")
 def sharded(recipe: Recipe) -> Recipe:
-    """ZeRO-3: layers have to be gathered on their way. Models as large as the teacher: DeepSpeed shards no small weight."""
+    """ZeRO-3: layers have to be gathered on their way. The models are the teacher's size: no small weight is sharded."""
     raw = recipe.model_dump(mode="json")
     raw["learner"] |= {"zero_stage": 3}
     return validate_recipe(raw, where="test")

@@ -77,7 +77,9 @@ def test_what_the_machine_cannot_do_is_an_error(overrides: list[str], hardware: 
     assert said in str(caught.value)
 
 
-def test_a_run_that_does_not_fit_starts_nothing(tmp_path: Path) -> None:
+def test_a_run_that_does_not_fit_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlkd.trainer.run.this_machine", lambda: CPU)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(RecipeError, match=r"cluster.weights: 'nccl', but there is no GPU"):
         train(recipe("cluster.weights=nccl"), out=tmp_path / "run")
     assert not (tmp_path / "run" / "models").exists()
