@@ -26,7 +26,7 @@ PROBE = (tuple(range(30, 60)), tuple(range(40, 60)))
 
 @pytest.fixture(scope="module")
 def sharded(recipe: Recipe) -> Recipe:
-    """ZeRO-3: layers have to be gathered on their way. The models are the teacher's size: no small weight is sharded."""
+    """ZeRO-3: layers have to be gathered on their way. Models of the teacher's size: no small weight is sharded."""
     raw = recipe.model_dump(mode="json")
     raw["learner"] |= {"zero_stage": 3}
     return validate_recipe(raw, where="test")
@@ -148,4 +148,14 @@ def test_every_device_of_every_engine_has_a_rank_of_its_own(monkeypatch: pytest.
         ("init_weight_transfer_engine", 1),
         ("init_weight_transfer_engine", 3),
     ]
-    assert sending._init_info(route, 0).world_size == 5
+    assert sending._init_info(route, 0, 2**30).world_size == 5
+
+
+def test_the_buffer_holds_the_largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA IPC refuses a weight that exceeds it, and embeddings often do."""
+    from rlkd.learner import sending
+
+    weights = [("small", torch.zeros(3)), ("embedding", torch.zeros(100, 7).bfloat16())]
+    monkeypatch.setattr(sending, "BUFFER_BYTES", 64)
+    assert sending._Published(lambda: iter(weights)).buffer_bytes() == 100 * 7 * 2
+    assert sending._Published(lambda: iter(weights[:1])).buffer_bytes() == 64
