@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ class WeightSender:
     def __init__(self, route: Route, published: Callable[[], Iterator[tuple[str, Tensor]]], *, rank: int) -> None:
         self.source = _Published(published)
         self.rank = rank
-        info = _init_info(route, rank)
+        info = _init_info(route, rank, self.source.buffer_bytes())
         self.engine = WeightTransferTrainerFactory.trainer_init(info, client=_Engines(route), source=self.source)
 
     def send(self) -> Sent | None:
@@ -36,12 +37,12 @@ class WeightSender:
         self.engine.shutdown()
 
 
-def _init_info(route: Route, rank: int) -> Any:
+def _init_info(route: Route, rank: int, buffer_bytes: int) -> Any:
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
     if route.transport == "ipc":
-        return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=BUFFER_BYTES)
+        return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=buffer_bytes)
     kind = NCCLTrainerInitInfo
     if route.transport == "gloo":
         from rlkd.rollout.gloo_transfer import GlooTrainerInitInfo
@@ -50,7 +51,7 @@ def _init_info(route: Route, rank: int) -> Any:
     host, port = route.address
     size = 1 + len(route.engines) * route.devices
     return kind(
-        rank=rank, master_address=host, master_port=port, world_size=size, packed_buffer_size_bytes=BUFFER_BYTES
+        rank=rank, master_address=host, master_port=port, world_size=size, packed_buffer_size_bytes=buffer_bytes
     )
 
 
@@ -67,6 +68,11 @@ class _Published(WeightSource):
         if self.declared is None:
             self.declared = [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.published()]
         return self.declared
+
+    def buffer_bytes(self) -> int:
+        """CUDA IPC refuses a weight that its buffer does not hold."""
+        sizes = (math.prod(meta.shape) * meta.dtype.itemsize for meta in self.metadata())
+        return max(BUFFER_BYTES, *sizes)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.checksum = Checksum()

@@ -68,7 +68,10 @@ def checksum(named: Iterable[tuple[str, Tensor]]) -> int:
 
 def _hash(tensor: Tensor) -> Tensor:
     raw = tensor.contiguous().view(-1).view(torch.uint8)
-    words = raw.view(torch.int32) if raw.numel() % 4 == 0 else raw
+    words = raw
+    if raw.numel() % 4 == 0:
+        aligned = raw.clone() if raw.storage_offset() % 4 else raw  # what is cut from a packed buffer need not be
+        words = aligned.view(torch.int32)
     total = torch.zeros((), dtype=torch.int64, device=raw.device)
     for part in words.split(_CHUNK):
         total = total * _CHUNK_FACTOR + (part.long() * _odd_numbers(raw.device)[: part.numel()]).sum()

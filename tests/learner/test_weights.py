@@ -54,6 +54,8 @@ def test_exchanged_words_and_chunks_change_it() -> None:
 def test_a_view_counts_as_what_it_shows() -> None:
     whole = torch.arange(24.0).view(4, 6)
     assert checksum([("a", whole.T)]) == checksum([("a", whole.T.contiguous())])
+    packed = torch.arange(9.0).bfloat16()  # a weight that starts at half a word of the buffer that it came in
+    assert checksum([("a", packed[1:])]) == checksum([("a", packed[1:].clone())])
 
 
 def test_it_may_be_summed_up_on_the_way() -> None:
