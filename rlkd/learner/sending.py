@@ -71,7 +71,7 @@ class _Published(WeightSource):
 
     def buffer_bytes(self) -> int:
         """CUDA IPC refuses a weight that its buffer does not hold."""
-        sizes = (math.prod(meta.shape) * meta.dtype.itemsize for meta in self.metadata())
+        sizes = [int(math.prod(meta.shape) * meta.dtype.itemsize) for meta in self.metadata()]
         return max(BUFFER_BYTES, *sizes)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
