@@ -89,6 +89,12 @@ class LearnerWorker:
     def export_weights(self) -> Any:
         return self.learner.export_weights()
 
+    def join_engines(self, route: Any) -> None:
+        self.learner.join_engines(route)
+
+    def send_weights(self) -> Any:
+        return self.learner.send_weights()
+
     def save(self, folder: str) -> None:
         self.learner.save(Path(folder))
 

@@ -114,8 +114,23 @@ def _cluster(recipe: Recipe) -> Iterator[str]:
         yield f"cluster.max_staleness: {cluster.max_staleness} has no effect with schedule 'sync'; write async"
     if cluster.schedule == "async" and cluster.placement == "colocated":
         yield "cluster.placement: 'colocated' shares the device in turns, which schedule 'async' cannot; choose one"
+    yield from _weights(recipe)
     if recipe.learner.offload_optimizer and recipe.learner.zero_stage == 0:
         yield "learner.offload_optimizer: needs learner.zero_stage 1, 2 or 3; given 0"
+
+
+def _weights(recipe: Recipe) -> Iterator[str]:
+    cluster, width = recipe.cluster, recipe.engine.tensor_parallel
+    given = f"cluster.weights: '{cluster.weights}'"
+    if cluster.weights == "nccl" and cluster.placement == "colocated":
+        yield f"{given} with cluster.placement 'colocated': NCCL refuses two ranks on a GPU; write ipc or object_store"
+    if cluster.weights == "ipc" and cluster.placement == "separate":
+        yield f"{given} shares the memory of one GPU, with cluster.placement 'separate'; write nccl, or colocated"
+    if cluster.placement == "colocated" and width > 1:
+        yield (
+            f"engine.tensor_parallel: {width} with cluster.placement 'colocated', which pairs one engine with one "
+            "learner on one GPU; write tensor_parallel: 1 or cluster.placement: separate"
+        )
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:

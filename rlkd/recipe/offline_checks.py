@@ -13,10 +13,15 @@ def offline_stages(recipe: Recipe) -> list[tuple[int, OfflineStage]]:
     return [(index, stage) for index, stage in enumerate(recipe.stages) if isinstance(stage, OfflineStage)]
 
 
+def samples(recipe: Recipe, model: str) -> bool:
+    """Whether an offline stage samples its traces from this one of the recipe's models."""
+    found = [stage.pairs for _, stage in offline_stages(recipe)]
+    return any(isinstance(pairs, SampledPairs) and pairs.model == model for pairs in found)
+
+
 def samples_teacher(recipe: Recipe) -> bool:
     """Whether an offline stage samples its traces from the recipe's teacher."""
-    found = [stage.pairs for _, stage in offline_stages(recipe)]
-    return any(isinstance(pairs, SampledPairs) and pairs.model == "teacher" for pairs in found)
+    return samples(recipe, "teacher")
 
 
 def _sampled(recipe: Recipe) -> Iterator[str]:

@@ -301,6 +301,11 @@ class ClusterSpec(Section):
     teacher_workers: Positive = 1
     learner_workers: Positive | None = Field(default=None, description="default: the launcher's processes, else 1")
     placement: Literal["separate", "colocated"] = "separate"
+    weights: Literal["auto", "object_store", "nccl", "ipc", "gloo"] = Field(
+        default="auto",
+        description="how new weights reach the rollout engines. auto: object_store on a CPU, nccl between GPUs, "
+        "ipc (CUDA) on shared ones; gloo is nccl's way without a GPU",
+    )
     schedule: Literal["sync", "async"] = "sync"
     max_staleness: NonNegative = Field(
         default=0, description="async: updates that may lie between sampling and training"

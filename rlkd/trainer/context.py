@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reward.pool import VerifierPool
 from reward.verdict import Verdict
-from rlkd.cluster import Cluster, Pending, Worker, gather
+from rlkd.cluster import Cluster, Pending, Worker, gather, weights_transport
 from rlkd.data.prompt import PromptBuilder
 from rlkd.evaluate import summarise
 from rlkd.recipe import Recipe
@@ -44,6 +44,11 @@ class Run:
     abstained: int = 0
     metrics_position: int = 0
     gap: dict[str, float] = field(default_factory=lambda: {"mean": 0.0, "max": 0.0})
+    bundles: list[tuple[Any, int]] | None = None  # colocated on GPUs: where learner i and engine i live
+
+    def __post_init__(self) -> None:
+        if self.recipe.cluster.placement == "colocated" and self.bundles is None:
+            self.bundles = self.cluster.pairs(max(self.ranks, self.recipe.cluster.rollout_workers))
 
     @property
     def ranks(self) -> int:
@@ -72,6 +77,7 @@ class Run:
             colocated=self.recipe.cluster.placement == "colocated" and not scores,
             scores=scores,
             top_k=top_k,
+            transport="object_store" if scores else weights_transport(self.recipe, self.cluster.hardware),
         )
 
     def start_rollouts(self, folder: Path, *, kind: str = "RolloutWorker") -> None:
@@ -86,6 +92,7 @@ class Run:
             target=ROLLOUT_WORKER,
             deadline_s=self.recipe.cluster.step_deadline_s,
             gpus=share * self.recipe.engine.tensor_parallel,
+            bundles=self.bundles,
         )
         gather(self.rollouts.start(self.recipe.cluster.rollout_workers), self.recipe.cluster.start_deadline_s)
 
@@ -112,10 +119,19 @@ class Run:
         self.console.evaluation(label, summary)
         return summary
 
-    def spawn_learners(self, stage: str) -> list[Worker]:
+    def spawn_learners(self, stage: str, *, kind: str = "LearnerWorker") -> list[Worker]:
         """Empty learner processes, one a rank."""
         share = 0.5 if self.recipe.cluster.placement == "colocated" else 1.0
-        return [self.cluster.spawn(f"LearnerWorker-{stage}-{rank}", gpus=share) for rank in range(self.ranks)]
+        places: list[Any] = [*self.bundles] if self.bundles else [None] * self.ranks
+        return [
+            self.cluster.spawn(f"{kind}-{stage}-{rank}", gpus=share, bundle=places[rank]) for rank in range(self.ranks)
+        ]
+
+    def turn(self, method: Literal["sleep", "wake"]) -> None:
+        """Colocated on a GPU: the engine gives the device to whoever trains or serves beside it, and takes it back."""
+        fleet = self.rollouts
+        if fleet is not None and fleet.settings.colocated and fleet.settings.on_gpu:
+            fleet.call_all(method)
 
 
 def _told(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class OfflineTrainer:
         """
         run, every = self.run, self.run.recipe.checkpoint.every
         checkpoints = Checkpoints(self.checkpoints, keep=run.recipe.checkpoint.keep)
-        self._turn("sleep")
+        run.turn("sleep")
         self._start()
         latest = checkpoints.latest()
         started = self._restore(latest) if latest else 0
@@ -93,7 +93,7 @@ class OfflineTrainer:
         write_policy(run, self.learners, output)
         for worker in self.learners:
             run.cluster.stop(worker)
-        self._turn("wake")
+        run.turn("wake")
         return {"steps": self.total, "pairs": len(self.pairs), "collapses": self.detector.found}
 
     def _start(self) -> None:
@@ -115,12 +115,6 @@ class OfflineTrainer:
             for rank, worker in enumerate(self.learners)
         ]
         gather(calls, run.recipe.cluster.start_deadline_s)
-
-    def _turn(self, method: str) -> None:
-        """Colocated on a GPU: engine and learner have the device in turns."""
-        fleet = self.run.rollouts
-        if fleet is not None and fleet.settings.colocated and fleet.settings.on_gpu:
-            fleet.call_all(method)
 
     # ------------------------------------------------------------ one update
 

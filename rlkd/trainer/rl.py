@@ -23,9 +23,10 @@ from rlkd.trainer.assemble import Judged, plan_updates
 from rlkd.trainer.console import Bar
 from rlkd.trainer.context import LEARNER_WORKER, Run, write_policy
 from rlkd.trainer.contract import Bounds, check_same_tokens, check_teacher_tokenizer, compare
-from rlkd.trainer.fleet import Fleet, Published, Sampled, Sampling, Sequences, sample, score
+from rlkd.trainer.fleet import Fleet, Sampled, Sampling, Sequences, sample, score
 from rlkd.trainer.plan import StepPlan
 from rlkd.trainer.plans import build_plan
+from rlkd.trainer.publication import Probe, Publication
 from rlkd.trainer.rollout_log import RolloutLog
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
 from rlkd.trainer.teachers import TeacherPanel
@@ -43,7 +44,6 @@ class RlTrainer:
     learners: list[Worker] = field(default_factory=list)
     teacher: TeacherPanel | None = None
     version: int = 0
-    probe: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     pending: deque[tuple[int, Sampled | list[RolloutGroup]]] = field(default_factory=deque)
 
     @cached_property
@@ -57,7 +57,7 @@ class RlTrainer:
         self._start_workers()
         latest = checkpoints.latest()
         started = self._restore(latest) if latest else 0
-        self._publish()
+        self.publication.publish(self.rollouts, self.version)
         if latest is None:
             self._check_contract()
         position = int(latest.manifest["metrics_position"]) if latest else run.metrics_position
@@ -175,7 +175,7 @@ class RlTrainer:
         rows, method_figures = self.plan.rows(judged, step)
         clock.lap("teacher_s")
         shares = plan_updates(recipe, rows, ranks=len(self.learners))
-        self._turn("sleep")
+        run.turn("sleep")
         keep = rollout_log.wanted(step + 1)
         calls = [
             worker.submit("train_step", share, step=step, keep=keep)
@@ -186,8 +186,8 @@ class RlTrainer:
         kept = {index: values for _, part in answers for index, values in part.items()}
         self.version += 1
         clock.lap("learn_s")
-        self._turn("wake")
-        self._publish()
+        run.turn("wake")
+        self.publication.publish(self.rollouts, self.version)
         clock.lap("publish_s")
         self._check_gap(figures, step)
         row = {"stage": self.stage.name, "step": step + 1, "policy_version": self.version}
@@ -236,36 +236,17 @@ class RlTrainer:
         calls = [worker.submit("score_other", list(rows), exact=exact) for worker in self.learners]
         return list(gather(calls, self.run.recipe.cluster.step_deadline_s)[0])
 
-    def _turn(self, method: str) -> None:
-        """Colocated on a GPU: engine and learner have the device in turns."""
-        if self.rollouts.settings.colocated and self.rollouts.settings.on_gpu:
-            self.rollouts.call_all(method)
+    @cached_property
+    def publication(self) -> Publication:
+        """The way of the weights to the engines."""
+        return Publication(self.run, self.learners, self._probe())
 
-    def _publish(self) -> None:
-        """Weights to every engine, and proof that each now computes with them."""
-        recipe = self.run.recipe
-        exported = [worker.submit("export_weights") for worker in self.learners]
-        probe = self._probe()
-        row = TrainRow(0, probe[0], probe[1], (0.0,) * len(probe[1]), advantage=0.0)
-        expected = [worker.submit("score", [row]) for worker in self.learners]
-        use_probe = probe if recipe.rollout.temperature == 1.0 else None
-        answers = gather(
-            self.rollouts.publish(Published(exported[0].ref, self.version), use_probe), recipe.cluster.step_deadline_s
-        )
-        known = gather(expected, recipe.cluster.step_deadline_s)[0]
-        if use_probe is not None:
-            for worker, answer in zip(self.rollouts.workers, answers, strict=True):
-                names = (f"{worker.name} after loading version {self.version}", "the learner")
-                compare([answer], known, names=names, bounds=Bounds.of(recipe))
-
-    def _probe(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _probe(self) -> Probe:
         """A fixed prompt and completion, scored after every publication."""
-        if self.probe is None:
-            prompt = self.run.train_prompts[0]
-            has_solution = prompt.example.solution is not None
-            completion = self.run.builder.completion_ids(prompt.example, prompt) if has_solution else prompt.token_ids
-            self.probe = (prompt.token_ids, tuple(completion[: min(32, self.run.recipe.rollout.max_new_tokens)]))
-        return self.probe
+        prompt = self.run.train_prompts[0]
+        has_solution = prompt.example.solution is not None
+        completion = self.run.builder.completion_ids(prompt.example, prompt) if has_solution else prompt.token_ids
+        return prompt.token_ids, tuple(completion[: min(32, self.run.recipe.rollout.max_new_tokens)])
 
     def _learner_scores(self, rows: Sequence[TrainRow]) -> list[list[float]]:
         """Every rank runs the pass (ZeRO-3 needs all of them); the answers are equal."""

@@ -52,7 +52,7 @@ def trainer(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch, reques
         folder=SimpleNamespace(path=tmp_path),
         console=Console(),
         metrics_position=0,
-        rollouts=None,
+        turn=lambda _: None,
         tokens={"generated": 0, "trained": 0},
         cluster=SimpleNamespace(stop=lambda _: None),
     )

@@ -65,6 +65,12 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
         (["rollout.temperature=0.7"], "teacher.engine 'vllm'"),
         (["cluster.max_staleness=1"], "no effect with schedule 'sync'"),
         (["cluster.schedule=async", "cluster.placement=colocated"], "cluster.placement: 'colocated'"),
+        (["cluster.weights=ipc"], "cluster.weights: 'ipc' shares the memory of one GPU"),
+        (["cluster.weights=nccl", "cluster.placement=colocated"], "cluster.weights: 'nccl' with cluster.placement"),
+        (
+            ["engine.tensor_parallel=2", "cluster.placement=colocated"],
+            "engine.tensor_parallel: 2 with cluster",
+        ),
         (
             ["learner.offload_optimizer=true", "learner.zero_stage=0"],
             "learner.offload_optimizer: needs learner.zero_stage",
