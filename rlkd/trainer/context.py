@@ -9,9 +9,11 @@ from typing import Any
 
 from reward.pool import VerifierPool
 from reward.verdict import Verdict
-from rlkd.cluster import Cluster, Pending, Worker, gather
+from rlkd.checkpoint import Checkpoint
+from rlkd.cluster import Cluster, gather
 from rlkd.data.prompt import PromptBuilder
 from rlkd.evaluate import summarise
+from rlkd.metrics import MetricsLog
 from rlkd.recipe import Recipe
 from rlkd.recipe.privileged_checks import longest_sampled_prompt, teacher_prompt_budget
 from rlkd.records import Prompt, Rollout, RolloutGroup
@@ -22,7 +24,6 @@ from rlkd.trainer.folder import RunFolder
 from rlkd.trainer.sampling import derive_seed
 
 ROLLOUT_WORKER = "rlkd.rollout.worker:RolloutWorker"
-LEARNER_WORKER = "rlkd.learner.worker:LearnerWorker"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -112,10 +113,16 @@ class Run:
         self.console.evaluation(label, summary)
         return summary
 
-    def spawn_learners(self, stage: str) -> list[Worker]:
-        """Empty learner processes, one a rank."""
-        share = 0.5 if self.recipe.cluster.placement == "colocated" else 1.0
-        return [self.cluster.spawn(f"LearnerWorker-{stage}-{rank}", gpus=share) for rank in range(self.ranks)]
+    def turn(self, method: str) -> None:
+        """Colocated on a GPU: engine (``sleep``, ``wake``) and learner have the device in turns."""
+        fleet = self.rollouts
+        if fleet is not None and fleet.settings.colocated and fleet.settings.on_gpu:
+            fleet.call_all(method)
+
+    def open_metrics(self, latest: Checkpoint | None) -> MetricsLog:
+        """The run's metrics, cut back to where the checkpoint stood."""
+        position = int(latest.manifest["metrics_position"]) if latest else self.metrics_position
+        return MetricsLog(self.folder.path, name=self.recipe.name, trackers=self.recipe.log.trackers, position=position)
 
 
 def _told(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
@@ -128,17 +135,3 @@ def _told(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
         "completion_tokens": count,
         "turn_tokens": [count],
     }
-
-
-def write_policy(run: Run, learners: Sequence[Worker], output: Path) -> None:
-    """The learners' weights and the run's tokenizer as a model folder, in place at once."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    half = output.with_name(f".{output.name}.tmp")
-    gather([worker.submit("save_policy", str(half)) for worker in learners], run.recipe.cluster.step_deadline_s)
-    run.tokenizer.save_pretrained(half)
-    half.rename(output)
-
-
-def all_of(calls: Sequence[Pending], deadline_s: float) -> list[Any]:
-    """Results of one collective call over ranks."""
-    return gather(calls, deadline_s)

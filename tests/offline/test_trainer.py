@@ -16,8 +16,10 @@ from rlkd.errors import CollapseError
 from rlkd.recipe.offline import CollapseSpec, FilePairs
 from rlkd.recipe.schema import OfflineStage
 from rlkd.report.page import write_report
-from rlkd.trainer import offline
+from rlkd.trainer import learners
 from rlkd.trainer.console import Console
+from rlkd.trainer.context import Run
+from rlkd.trainer.learners import Learners
 from rlkd.trainer.offline import OfflineTrainer
 from rlkd.trainer.pair_sources import PairFile
 
@@ -47,18 +49,21 @@ def trainer(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch, reques
     ids = {"prompt_ids": [1, 2], "right_ids": [3], "wrong_ids": [4, 5]}
     write_rows(tmp_path / "pairs.jsonl", [{"id": str(at), "question": "q", **ids} for at in range(3)])
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    run: Any = SimpleNamespace(
+    no: Any = None
+    run = Run(
         recipe=recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"every": 1000})}),
-        folder=SimpleNamespace(path=tmp_path),
+        folder=SimpleNamespace(path=tmp_path),  # type: ignore[arg-type]
+        cluster=SimpleNamespace(stop=lambda _: None),  # type: ignore[arg-type]
         console=Console(),
-        metrics_position=0,
-        rollouts=None,
-        tokens={"generated": 0, "trained": 0},
-        cluster=SimpleNamespace(stop=lambda _: None),
+        tokenizer=no,
+        builder=no,
+        train_prompts=[],
+        eval_prompts=[],
+        pool=no,
     )
-    monkeypatch.setattr(offline, "gather", lambda calls, _: calls)
-    monkeypatch.setattr(offline, "write_policy", lambda *_: None)
-    monkeypatch.setattr(OfflineTrainer, "_start", lambda self: self.learners.append(Learner()))
+    monkeypatch.setattr(learners, "gather", lambda calls, _: calls)
+    monkeypatch.setattr(Learners, "write_policy", lambda *_: None)
+    monkeypatch.setattr(OfflineTrainer, "_start", lambda self: self.learners.workers.append(Learner()))
     pairs = PairFile(tmp_path / "pairs.jsonl")
     return OfflineTrainer(run=run, stage=stage, pairs=pairs, source=tmp_path, checkpoints=tmp_path / "checkpoints")
 
@@ -91,7 +96,7 @@ def test_a_stop_is_a_named_error_after_its_metrics(trainer: OfflineTrainer) -> N
 @pytest.mark.parametrize("trainer", [{"action": "off"}], indirect=True)
 def test_an_update_divides_by_its_pairs(trainer: OfflineTrainer) -> None:
     trainer.train(trainer.source / "policy")
-    learner: Any = trainer.learners[0]
+    learner: Any = trainer.learners.workers[0]
     assert {update.denominators.policy for update in learner.updates} == {2.0}
     assert all([row.term for row in update.rows] == ["right", "wrong"] * 2 for update in learner.updates)
     assert not any("event" in row for row in lines(trainer))
