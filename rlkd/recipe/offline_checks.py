@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd.recipe.offline import SampledPairs
+from rlkd.recipe.offline import SampledPairs, reads_wrong
 from rlkd.recipe.schema import OfflineStage, Recipe, ScratchModel, TeacherSpec
 
 
@@ -70,4 +70,13 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
             yield f"stages.{index}.optim.warmup_steps: {stage.optim.warmup_steps} exceeds its {stage.steps} steps"
 
 
-CHECKS = (_sampled, _tokens_of_teacher, _windows, _schedule)
+def _collapse(recipe: Recipe) -> Iterator[str]:
+    for index, stage in offline_stages(recipe):
+        if stage.collapse.action == "stop" and not reads_wrong(stage.objective):
+            yield (
+                f"stages.{index}.collapse.action: 'stop' watches right and wrong traces, and objective "
+                f"'{stage.objective.kind}' reads no wrong ones here; write collapse: {{action: off}}"
+            )
+
+
+CHECKS = (_sampled, _tokens_of_teacher, _windows, _schedule, _collapse)

@@ -16,6 +16,7 @@ from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import split_groups
 from rlkd.metrics import MetricsLog
+from rlkd.recipe.offline import reads_wrong
 from rlkd.recipe.offline_checks import offline_stages
 from rlkd.recipe.schema import OfflineStage
 from rlkd.records import TrainRow
@@ -28,11 +29,11 @@ from rlkd.trainer.pair_sources import Pair, PairFile, gather_pairs
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
 
 
-def pair_rows(pairs: Sequence[Pair]) -> list[TrainRow]:
-    """Two rows a pair, in one group: they share their prompt and stay on one rank."""
+def pair_rows(pairs: Sequence[Pair], *, wrong: bool) -> list[TrainRow]:
+    """A pair's right and, where it is read, wrong trace in one group: they share their prompt and stay on one rank."""
     rows: list[TrainRow] = []
     for group, pair in enumerate(pairs):
-        for term, ids in (("right", pair.right_ids), ("wrong", pair.wrong_ids)):
+        for term, ids in (("right", pair.right_ids), ("wrong", pair.wrong_ids))[: 1 + wrong]:
             row = TrainRow(group, pair.prompt_ids, ids, (), 0.0, len(rows), term=term)  # type: ignore[arg-type]
             rows.append(row)
     return rows
@@ -106,27 +107,29 @@ class OfflineTrainer:
         run, begun = self.run, time.perf_counter()
         seed = derive_seed(run.recipe.seed, self.stage.name)
         chosen = prompts_of_step(self.pairs, seed=seed, step=step, per_step=self.stage.batch_size)
-        rows = pair_rows(chosen)
-        figures, _ = self.learners.train([[share] for share in self._shares(rows)], step=step)
+        rows = pair_rows(chosen, wrong=reads_wrong(self.stage.objective))
+        figures, _ = self.learners.train([[share] for share in self._shares(rows, pairs=len(chosen))], step=step)
         seconds = time.perf_counter() - begun
         tokens = sum(len(row.completion_ids) for row in rows)
         run.tokens["trained"] += tokens
-        margin = figures["right_logprob"] - figures["wrong_logprob"]
-        row = {"stage": self.stage.name, "step": step + 1, "pairs": len(chosen), "margin": margin, **figures}
+        row = {"stage": self.stage.name, "step": step + 1, "pairs": len(chosen), **figures}
         row |= {"tokens": tokens, "tokens_per_s": tokens / seconds, "step_s": seconds}
-        found = self.detector.update(
-            step + 1, (figures["right_logprob"], figures["wrong_logprob"], figures["grad_norm"])
-        )
-        if found is not None:
-            row["event"] = "collapse"
-            run.console.note(f"{self.stage.name}: {found}")
+        if "wrong_logprob" in figures:
+            row["margin"] = figures["right_logprob"] - figures["wrong_logprob"]
+            self._watch(row)
         bar.update(step + 1, _headline(row))
         return row
 
-    def _shares(self, rows: Sequence[TrainRow]) -> list[Update]:
+    def _watch(self, row: dict[str, Any]) -> None:
+        found = self.detector.update(row["step"], (row["right_logprob"], row["wrong_logprob"], row["grad_norm"]))
+        if found is not None:
+            row["event"] = "collapse"
+            self.run.console.note(f"{self.stage.name}: {found}")
+
+    def _shares(self, rows: Sequence[TrainRow], *, pairs: int) -> list[Update]:
         return share_update(
             split_groups(rows),
-            Denominators(policy=len(rows) / 2, distill=0.0),
+            Denominators(policy=float(pairs), distill=0.0),
             ranks=self.learners.ranks,
             token_budget=self.run.recipe.learner.tokens_per_micro_batch,
         )
@@ -158,7 +161,8 @@ class OfflineTrainer:
 
 
 def _headline(row: dict[str, Any]) -> str:
-    parts = [f"loss {row['loss']:.3f}", f"right {row['right_logprob']:.3f}", f"wrong {row['wrong_logprob']:.3f}"]
+    parts = [f"loss {row['loss']:.3f}"]
+    parts += [f"{term} {row[f'{term}_logprob']:.3f}" for term in ("right", "wrong") if f"{term}_logprob" in row]
     parts += [f"|g| {row['grad_norm']:.2g}", f"H {row.get('entropy', 0.0):.2f}"]
     return "  ".join([*parts, f"{row['tokens_per_s']:,.0f} tok/s"])
 
