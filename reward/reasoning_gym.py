@@ -35,6 +35,7 @@ class ReasoningGymVerifier:
     """
 
     name = "reasoning_gym"
+    reads = frozenset[str]()
 
     def __init__(self, *, binary: bool = False) -> None:
         self._binary = binary

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from typing import IO, Any
 
-from reward.protocol import Verifier
+from reward.protocol import Verifier, rollout_reads
 from reward.registry import load
 from reward.verdict import Verdict
 
@@ -78,10 +78,11 @@ def main() -> None:
     limit_memory(start["memory_limit_mb"])
     try:
         verifier = load(start["spec"])
+        reads = sorted(rollout_reads(verifier))
     except Exception as error:
         write_frame(sink, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
         return
-    write_frame(sink, json.dumps({"ready": verifier.name}).encode())
+    write_frame(sink, json.dumps({"ready": verifier.name, "reads": reads}).encode())
     while (frame := read_frame(source)) is not None:
         for kind, completion, example in pickle.loads(frame):
             verdict, spoiled = judge(verifier, kind, completion, example)

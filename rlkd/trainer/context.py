@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,9 @@ class Run:
 
     def verify(self, groups: Sequence[RolloutGroup]) -> list[Verdict]:
         """Judge every rollout; a failed check abstains."""
-        items = [(rollout.text, _told(group, rollout)) for group in groups for rollout in group.rollouts]
+        items = [
+            (rollout.text, _told(group, rollout, self.pool.reads)) for group in groups for rollout in group.rollouts
+        ]
         verdicts = self.pool.verify_batch(items)
         self.abstained += sum(verdict.abstained for verdict in verdicts)
         return verdicts
@@ -125,13 +127,14 @@ class Run:
         return MetricsLog(self.folder.path, name=self.recipe.name, trackers=self.recipe.log.trackers, position=position)
 
 
-def _told(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
-    """What a verifier may read beside the text: the row, and what shaping terms (length, repetition, leak, ...) use."""
+def _told(group: RolloutGroup, rollout: Rollout, reads: frozenset[str]) -> dict[str, Any]:
+    """What a verifier may read beside the text: the row, and of the rollout what this verifier uses (length, leak)."""
     prompt, count = group.prompt, len(rollout.completion_ids)
-    return prompt.example.for_verifier() | {
-        "prompt": prompt.text,
-        "privileged": prompt.privileged.privileged if prompt.privileged else None,
-        "completion_ids": list(rollout.completion_ids),
-        "completion_tokens": count,
-        "turn_tokens": [count],
+    fields: dict[str, Callable[[], Any]] = {
+        "prompt": lambda: prompt.text,
+        "privileged": lambda: prompt.privileged.privileged if prompt.privileged else None,
+        "completion_ids": lambda: list(rollout.completion_ids),
+        "completion_tokens": lambda: count,
+        "turn_tokens": lambda: [count],
     }
+    return prompt.example.for_verifier() | {name: fields[name]() for name in sorted(reads)}
