@@ -15,8 +15,12 @@ def offline_stages(recipe: Recipe) -> list[tuple[int, OfflineStage]]:
 
 def samples_teacher(recipe: Recipe) -> bool:
     """Whether an offline stage samples its traces from the recipe's teacher."""
-    found = [stage.pairs for _, stage in offline_stages(recipe)]
-    return any(isinstance(pairs, SampledPairs) and pairs.model == "teacher" for pairs in found)
+    return any(pairs.model == "teacher" for pairs in sampled_pairs(recipe))
+
+
+def sampled_pairs(recipe: Recipe) -> list[SampledPairs]:
+    """What offline stages sample freshly."""
+    return [stage.pairs for _, stage in offline_stages(recipe) if isinstance(stage.pairs, SampledPairs)]
 
 
 def _sampled(recipe: Recipe) -> Iterator[str]:
