@@ -109,7 +109,7 @@ class Run:
         spec = self.recipe.eval
         length = spec.max_new_tokens or self.recipe.rollout.max_new_tokens
         seeds = [derive_seed(self.recipe.seed, "eval", prompt.example.id) for prompt in self.eval_prompts]
-        sampling = Sampling(spec.samples, spec.temperature, length)
+        sampling = Sampling(spec.samples, spec.temperature, length, spec.top_p)
         groups = sample(fleet, self.eval_prompts, seeds, sampling, self.tokenizer).groups()
         summary = summarise(groups, self.verify(groups))
         self.console.evaluation(label, summary)
