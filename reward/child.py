@@ -61,6 +61,7 @@ class Child:
         self._source, self._sink = self._process.stdout.fileno(), self._process.stdin
         self._buffer = bytearray()
         self._ready = False
+        self.reads: frozenset[str] = frozenset()
         self._send({"spec": spec, "parent": os.getpid(), "memory_limit_mb": memory_limit_mb})
 
     @property
@@ -80,7 +81,7 @@ class Child:
             raise VerifierError(f"verifier worker did not start: {type(error).__name__} {error}") from error
         if "failed" in answer:
             raise VerifierError(answer["failed"].removeprefix("VerifierError: "))
-        self._ready = True
+        self.reads, self._ready = frozenset(answer["reads"]), True
 
     def send_jobs(self, jobs: list[tuple[int, str, Any, Any]]) -> None:
         self._send(jobs)

@@ -80,6 +80,7 @@ class CodeVerifier:
     """
 
     name = "code"
+    reads = frozenset[str]()
 
     def __init__(
         self, *, time_limit_s: float = 4.0, total_s: float = 7.0, memory_limit_mb: int = 384, partial: bool = False

@@ -67,6 +67,7 @@ class MultipleChoiceVerifier:
     """
 
     name = "multiple_choice"
+    reads = frozenset[str]()
 
     def __init__(self, *, boxed_only: bool = False) -> None:
         self._boxed_only = boxed_only

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from reward.child import Child, ChildDiedError, ChildTimeoutError
-from reward.protocol import Example
+from reward.protocol import ROLLOUT_FIELDS, Example
 from reward.registry import Spec
 from reward.stats import PoolStats
 from reward.verdict import Verdict
@@ -73,6 +73,7 @@ class VerifierPool:
         self._spare: Child | None = None
         self._spare_lock = threading.Lock()
         self._closed = False
+        self.reads = ROLLOUT_FIELDS  # those that the verifier reads, known once it is built
         started: Future[None] = Future()
         # Children are started by the threads that use them: the kernel's death signal follows the starting thread.
         self._threads = [
@@ -171,6 +172,7 @@ class VerifierPool:
         child, error = None, None
         try:
             child = self._take_child()
+            self.reads = child.reads
         except Exception as fault:
             error = VerifierError(str(fault))
         with self._spare_lock:

@@ -34,6 +34,7 @@ class ReasoningGymVerifier:
     """
 
     name = "reasoning_gym"
+    reads = frozenset[str]()
 
     def __init__(self, *, binary: bool = False) -> None:
         self._binary = binary

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Mapping
 from typing import IO, Any
 
-from reward.protocol import Verifier
+from reward.protocol import Verifier, rollout_reads
 from reward.registry import load
 from reward.verdict import Verdict
 
@@ -88,10 +88,11 @@ def main() -> None:
     limit_memory(start["memory_limit_mb"])
     try:
         verifier = load(start["spec"])
+        reads = sorted(rollout_reads(verifier))
     except Exception as error:
         write_frame(sink, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
         return
-    write_frame(sink, json.dumps({"ready": verifier.name}).encode())
+    write_frame(sink, json.dumps({"ready": verifier.name, "reads": reads}).encode())
     while (frame := read_frame(source)) is not None:
         for token, kind, completion, example in pickle.loads(frame):
             write_frame(sink, frame_of(token, *judge(verifier, kind, completion, example)))

@@ -28,6 +28,7 @@ class MathVerifier:
     """
 
     name = "math"
+    reads = frozenset[str]()
 
     def __init__(self, *, policy: str = "lenient") -> None:
         self.policy = policy_of(policy)

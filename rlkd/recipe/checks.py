@@ -82,11 +82,16 @@ def _group(recipe: Recipe) -> Iterator[str]:
 
 def _sampling(recipe: Recipe) -> Iterator[str]:
     rollout = recipe.rollout
-    if has_rl(recipe) and (rollout.top_p < 1.0 or rollout.top_k > 0):
+    if rollout.top_p == 1.0 and rollout.top_k == 0:
+        return
+    given = f"rollout.top_p/top_k: {rollout.top_p}/{rollout.top_k}"
+    if has_rl(recipe):
         yield (
-            f"rollout.top_p/top_k: {rollout.top_p}/{rollout.top_k}; truncated sampling makes the engine's "
-            "log-probs those of another distribution than the learner's; write top_p: 1.0 and top_k: 0"
+            f"{given}; truncated sampling makes the engine's log-probs those of another distribution than the "
+            "learner's; write top_p: 1.0 and top_k: 0 (evaluation has its own eval.top_p)"
         )
+    else:
+        yield f"{given} has no effect without an RL stage; leave it out (evaluation has its own eval.top_p)"
 
 
 def _lengths(recipe: Recipe) -> Iterator[str]:
@@ -145,6 +150,8 @@ def _stages(recipe: Recipe) -> Iterator[str]:
 def _evaluation(recipe: Recipe) -> Iterator[str]:
     if recipe.eval.samples > 1 and recipe.eval.temperature == 0:
         yield f"eval.samples: {recipe.eval.samples} greedy samples are all the same; write a temperature above 0"
+    if recipe.eval.top_p < 1 and recipe.eval.temperature == 0:
+        yield f"eval.top_p: {recipe.eval.top_p} has no effect on greedy samples; write a temperature above 0"
     if recipe.eval.every and recipe.data.eval is None:
         yield f"eval.every: {recipe.eval.every}, but there is no data.eval"
 

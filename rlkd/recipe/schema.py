@@ -373,6 +373,7 @@ class EvalSpec(Section):
     every: NonNegative = Field(default=0, description="RL steps between evaluations; 0: only between stages")
     samples: Positive = Field(default=1, description="completions a problem")
     temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="smallest share of the distribution")
     max_new_tokens: Positive | None = Field(default=None, description="default: rollout.max_new_tokens")
 
 

@@ -72,9 +72,15 @@ class VllmEngine:
         self.vocab_size = int(self.llm.llm_engine.model_config.get_vocab_size())
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int, stop_ids: Sequence[int]
+        self,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        top_p: float = 1.0,
     ) -> list[list[Sample]]:
-        """Sample untruncated distributions. Log-probs are nats at ``temperature``, of the sampled tokens.
+        """Sample. Log-probs are nats at ``temperature``, of the sampled tokens, within the ``top_p`` share.
 
         Raises: RolloutError when a completion comes back without a usable finish reason or with lengths that differ.
         """
@@ -84,6 +90,7 @@ class VllmEngine:
             SamplingParams(
                 n=request.n,
                 temperature=temperature,
+                top_p=top_p,
                 max_tokens=max_new_tokens,
                 seed=request.seed if temperature > 0 else None,
                 logprobs=0,

@@ -20,11 +20,17 @@ class RolloutWorker:
         self.version = -1
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int, stop_ids: Sequence[int]
+        self,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        top_p: float = 1.0,
     ) -> tuple[int, list[list[Sample]]]:
         """(policy_version, samples per request)."""
         samples = self.engine.generate(
-            requests, temperature=temperature, max_new_tokens=max_new_tokens, stop_ids=stop_ids
+            requests, temperature=temperature, max_new_tokens=max_new_tokens, stop_ids=stop_ids, top_p=top_p
         )
         return self.version, samples
 

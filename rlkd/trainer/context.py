@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from reward.pool import VerifierPool
 from reward.verdict import Verdict
-from rlkd.cluster import Cluster, Pending, Worker, gather, weights_transport
+from rlkd.checkpoint import Checkpoint
+from rlkd.cluster import Cluster, Worker, gather, weights_transport
 from rlkd.data.prompt import PromptBuilder
 from rlkd.evaluate import summarise
+from rlkd.metrics import MetricsLog
 from rlkd.recipe import Recipe
 from rlkd.recipe.privileged_checks import longest_sampled_prompt, teacher_prompt_budget
 from rlkd.records import Prompt, Rollout, RolloutGroup
@@ -22,7 +24,6 @@ from rlkd.trainer.folder import RunFolder
 from rlkd.trainer.sampling import derive_seed
 
 ROLLOUT_WORKER = "rlkd.rollout.worker:RolloutWorker"
-LEARNER_WORKER = "rlkd.learner.worker:LearnerWorker"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -98,7 +99,9 @@ class Run:
 
     def verify(self, groups: Sequence[RolloutGroup]) -> list[Verdict]:
         """Judge every rollout; a failed check abstains."""
-        items = [(rollout.text, _told(group, rollout)) for group in groups for rollout in group.rollouts]
+        items = [
+            (rollout.text, _told(group, rollout, self.pool.reads)) for group in groups for rollout in group.rollouts
+        ]
         verdicts = self.pool.verify_batch(items)
         self.abstained += sum(verdict.abstained for verdict in verdicts)
         return verdicts
@@ -113,7 +116,7 @@ class Run:
         spec = self.recipe.eval
         length = spec.max_new_tokens or self.recipe.rollout.max_new_tokens
         seeds = [derive_seed(self.recipe.seed, "eval", prompt.example.id) for prompt in self.eval_prompts]
-        sampling = Sampling(spec.samples, spec.temperature, length)
+        sampling = Sampling(spec.samples, spec.temperature, length, spec.top_p)
         groups = sample(fleet, self.eval_prompts, seeds, sampling, self.tokenizer).groups()
         summary = summarise(groups, self.verify(groups))
         self.console.evaluation(label, summary)
@@ -133,28 +136,20 @@ class Run:
         if fleet is not None and fleet.settings.colocated and fleet.settings.on_gpu:
             fleet.call_all(method)
 
+    def open_metrics(self, latest: Checkpoint | None) -> MetricsLog:
+        """The run's metrics, cut back to where the checkpoint stood."""
+        position = int(latest.manifest["metrics_position"]) if latest else self.metrics_position
+        return MetricsLog(self.folder.path, name=self.recipe.name, trackers=self.recipe.log.trackers, position=position)
 
-def _told(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
-    """What a verifier may read beside the text: the row, and what shaping terms (length, repetition, leak, ...) use."""
+
+def _told(group: RolloutGroup, rollout: Rollout, reads: frozenset[str]) -> dict[str, Any]:
+    """What a verifier may read beside the text: the row, and of the rollout what this verifier uses (length, leak)."""
     prompt, count = group.prompt, len(rollout.completion_ids)
-    return prompt.example.for_verifier() | {
-        "prompt": prompt.text,
-        "privileged": prompt.privileged.privileged if prompt.privileged else None,
-        "completion_ids": list(rollout.completion_ids),
-        "completion_tokens": count,
-        "turn_tokens": [count],
+    fields: dict[str, Callable[[], Any]] = {
+        "prompt": lambda: prompt.text,
+        "privileged": lambda: prompt.privileged.privileged if prompt.privileged else None,
+        "completion_ids": lambda: list(rollout.completion_ids),
+        "completion_tokens": lambda: count,
+        "turn_tokens": lambda: [count],
     }
-
-
-def write_policy(run: Run, learners: Sequence[Worker], output: Path) -> None:
-    """The learners' weights and the run's tokenizer as a model folder, in place at once."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    half = output.with_name(f".{output.name}.tmp")
-    gather([worker.submit("save_policy", str(half)) for worker in learners], run.recipe.cluster.step_deadline_s)
-    run.tokenizer.save_pretrained(half)
-    half.rename(output)
-
-
-def all_of(calls: Sequence[Pending], deadline_s: float) -> list[Any]:
-    """Results of one collective call over ranks."""
-    return gather(calls, deadline_s)
+    return prompt.example.for_verifier() | {name: fields[name]() for name in sorted(reads)}

@@ -147,6 +147,7 @@ class Sampling:
     n: int
     temperature: float
     max_new_tokens: int
+    top_p: float = 1.0  # below 1 in evaluation only: what is trained on comes from the whole distribution
 
 
 @dataclass
@@ -206,6 +207,7 @@ def sample(
         requests,
         temperature=sampling.temperature,
         max_new_tokens=sampling.max_new_tokens,
+        top_p=sampling.top_p,
         stop_ids=[tokenizer.eos_token_id],
     )
     return Sampled(dealt, list(prompts), requests, tokenizer)

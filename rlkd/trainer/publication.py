@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlkd.cluster import Pending, Worker, gather
+from rlkd.cluster import gather
 from rlkd.learner.weights import Route
 from rlkd.records import TrainRow
 from rlkd.trainer.context import Run
 from rlkd.trainer.contract import Bounds, compare
 from rlkd.trainer.fleet import Fleet, Published
+from rlkd.trainer.learners import Learners
 
 Probe = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -21,7 +21,7 @@ class Publication:
     """Between one stage's learners and the run's engines."""
 
     run: Run
-    learners: Sequence[Worker]
+    learners: Learners
     probe: Probe
     joined: int | None = None  # how many engines had been replaced when the group met
 
@@ -30,7 +30,7 @@ class Publication:
         recipe = self.run.recipe
         published = self._send(fleet, version)
         row = TrainRow(0, self.probe[0], self.probe[1], (0.0,) * len(self.probe[1]), advantage=0.0)
-        expected = self._all("score", [row])
+        expected = self.learners.submit("score", [row])
         use_probe = self.probe if recipe.rollout.temperature == 1.0 else None
         answers = gather(fleet.publish(published, use_probe), recipe.cluster.step_deadline_s)
         known = gather(expected, recipe.cluster.step_deadline_s)[0]
@@ -44,7 +44,7 @@ class Publication:
             return Published(self._export(), version)
         if self.joined != fleet.replaced:
             self._join(fleet)
-        sent = self._all("send_weights")
+        sent = self.learners.submit("send_weights")
         gather(sent, self.run.recipe.cluster.step_deadline_s)  # here an error still names the learner
         return Published(sent[0].ref, version, again=self._export)
 
@@ -55,17 +55,13 @@ class Publication:
             transport=fleet.settings.transport,
             engines=tuple(fleet.workers),
             devices=fleet.settings.tensor_parallel,
-            address=self.run.cluster.address(self.learners[0]),
+            address=self.run.cluster.address(self.learners.workers[0]),
             deadline_s=cluster.step_deadline_s,
         )
         idle = [engine.submit("score", []) for engine in fleet.workers]
         gather(idle, cluster.step_deadline_s)  # they may still be sampling, and a rendezvous has a deadline of its own
-        gather(self._all("join_engines", route), cluster.start_deadline_s)
+        gather(self.learners.submit("join_engines", route), cluster.start_deadline_s)
         self.joined = fleet.replaced
 
     def _export(self) -> Any:
-        return self._all("export_weights")[0].ref
-
-    def _all(self, method: str, *arguments: Any) -> list[Pending]:
-        """Every rank: gathering needs all of them."""
-        return [worker.submit(method, *arguments) for worker in self.learners]
+        return self.learners.submit("export_weights")[0].ref

@@ -6,6 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +14,18 @@ from typing import Any
 
 from reward.verdict import Verdict
 from rlkd.checkpoint import Checkpoint, Checkpoints
-from rlkd.cluster import Worker, gather
+from rlkd.cluster import gather
 from rlkd.errors import RolloutError
-from rlkd.metrics import MetricsLog, merge
+from rlkd.metrics import MetricsLog
 from rlkd.recipe.checks import needs_teacher
 from rlkd.recipe.schema import RlStage
 from rlkd.records import Rollout, RolloutGroup, TrainRow
 from rlkd.trainer.assemble import Judged, plan_updates
 from rlkd.trainer.console import Bar
-from rlkd.trainer.context import LEARNER_WORKER, Run, write_policy
+from rlkd.trainer.context import Run
 from rlkd.trainer.contract import Bounds, check_same_tokens, check_teacher_tokenizer, compare
 from rlkd.trainer.fleet import Fleet, Sampled, Sampling, Sequences, sample, score
+from rlkd.trainer.learners import Learners
 from rlkd.trainer.plan import StepPlan
 from rlkd.trainer.plans import build_plan
 from rlkd.trainer.publication import Probe, Publication
@@ -41,10 +43,12 @@ class RlTrainer:
     source: Path
     teacher_folders: dict[str, Path]
     checkpoints: Path
-    learners: list[Worker] = field(default_factory=list)
     teacher: TeacherPanel | None = None
     version: int = 0
     pending: deque[tuple[int, Sampled | list[RolloutGroup]]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.learners = Learners(self.run)
 
     @cached_property
     def plan(self) -> StepPlan:
@@ -60,18 +64,16 @@ class RlTrainer:
         self.publication.publish(self.rollouts, self.version)
         if latest is None:
             self._check_contract()
-        position = int(latest.manifest["metrics_position"]) if latest else run.metrics_position
-        log = MetricsLog(run.folder.path, name=run.recipe.name, trackers=run.recipe.log.trackers, position=position)
+        log = run.open_metrics(latest)
         rollout_log = RolloutLog(run.folder.path / "rollouts", run.recipe.log, run.tokenizer)
-        with run.console.bar(self.stage.name, self.stage.steps) as bar:
+        with closing(log), run.console.bar(self.stage.name, self.stage.steps) as bar:
             for step in range(started, self.stage.steps):
                 row = self._step(step, rollout_log, bar)
                 log.write(row)
                 if (step + 1) % run.recipe.checkpoint.every == 0 and step + 1 < self.stage.steps:
                     self._save(checkpoints, step + 1, log)
-        run.metrics_position = log.position()
-        log.close()
-        write_policy(run, self.learners, output)
+            run.metrics_position = log.position()
+        self.learners.write_policy(output)
         self._stop()
         return {"steps": self.stage.steps}
 
@@ -79,22 +81,8 @@ class RlTrainer:
 
     def _start_workers(self) -> None:
         run, cluster = self.run, self.run.recipe.cluster
-        recipe = run.recipe.model_dump(mode="json")
-        self.learners = run.spawn_learners(self.stage.name)
-        address = run.cluster.address(self.learners[0])
-        calls = [
-            run.cluster.build(
-                worker,
-                LEARNER_WORKER,
-                recipe,
-                str(self.source),
-                rank=rank,
-                world_size=len(self.learners),
-                address=address,
-                total_updates=self.stage.steps * run.recipe.learner.updates_per_step,
-            )
-            for rank, worker in enumerate(self.learners)
-        ]
+        updates = self.stage.steps * run.recipe.learner.updates_per_step
+        calls = self.learners.start(self.stage.name, self.source, total_updates=updates)
         run.start_rollouts(self.source)
         if needs_teacher(run.recipe):
             self.teacher = TeacherPanel.of(run, self.teacher_folders)
@@ -108,7 +96,7 @@ class RlTrainer:
         _ = self.plan  # its checks come before the first sample
         if self.teacher is not None and self.teacher.transport == "hidden":
             folders = {name: str(folder) for name, folder in self.teacher.folders.items()}
-            gather([worker.submit("hold_heads", folders) for worker in self.learners], cluster.start_deadline_s)
+            gather(self.learners.submit("hold_heads", folders), cluster.start_deadline_s)
 
     def _check_contract(self) -> None:
         """Same tokens, known weights, every path: learner, rollout engine (sampled and prompt), teacher."""
@@ -123,7 +111,7 @@ class RlTrainer:
             for r in group.rollouts
         ]
         sequences = [(row.prompt_ids, row.completion_ids) for row in rows]
-        learned = self._learner_scores(rows)
+        learned = self.learners.call("score", rows)
         sampled = [row.rollout_logprobs for row in rows]
         names = ("the rollout engine's sampling log-probs", "the learner's")
         mean, peak = compare(sampled, learned, names=names, bounds=bounds)
@@ -144,7 +132,7 @@ class RlTrainer:
             dealt = score(fleet, sequences)
             found = dealt.in_order(dealt.results())
             if name in self.teacher.folders:
-                call = self.learners[0].submit("score_with", str(self.teacher.folders[name]), sequences)
+                call = self.learners.workers[0].submit("score_with", str(self.teacher.folders[name]), sequences)
                 known = call.result(self.run.recipe.cluster.step_deadline_s)
                 names = (f"the teacher worker ({name})", "the learner's forward pass on the teacher's weights")
                 mean, peak = compare(found, known, names=names, bounds=bounds)
@@ -174,16 +162,9 @@ class RlTrainer:
         judged = Judged(groups, verdicts, logprobs, self.version, views=views)
         rows, method_figures = self.plan.rows(judged, step)
         clock.lap("teacher_s")
-        shares = plan_updates(recipe, rows, ranks=len(self.learners))
+        shares = plan_updates(recipe, rows, ranks=self.learners.ranks)
         run.turn("sleep")
-        keep = rollout_log.wanted(step + 1)
-        calls = [
-            worker.submit("train_step", share, step=step, keep=keep)
-            for worker, share in zip(self.learners, shares, strict=True)
-        ]
-        answers = gather(calls, recipe.cluster.step_deadline_s)
-        figures = merge(counts for counts, _ in answers)
-        kept = {index: values for _, part in answers for index, values in part.items()}
+        figures, kept = self.learners.train(shares, step=step, keep=rollout_log.wanted(step + 1))
         self.version += 1
         clock.lap("learn_s")
         run.turn("wake")
@@ -232,9 +213,8 @@ class RlTrainer:
             )
 
     def score_other(self, rows: Sequence[TrainRow], exact: str | None) -> list[list[float]]:
-        """Completions in their rows' other context, by the self-teacher; every rank runs the pass (see below)."""
-        calls = [worker.submit("score_other", list(rows), exact=exact) for worker in self.learners]
-        return list(gather(calls, self.run.recipe.cluster.step_deadline_s)[0])
+        """Completions in their rows' other context, by the self-teacher."""
+        return list(self.learners.call("score_other", list(rows), exact=exact))
 
     @cached_property
     def publication(self) -> Publication:
@@ -247,11 +227,6 @@ class RlTrainer:
         has_solution = prompt.example.solution is not None
         completion = self.run.builder.completion_ids(prompt.example, prompt) if has_solution else prompt.token_ids
         return prompt.token_ids, tuple(completion[: min(32, self.run.recipe.rollout.max_new_tokens)])
-
-    def _learner_scores(self, rows: Sequence[TrainRow]) -> list[list[float]]:
-        """Every rank runs the pass (ZeRO-3 needs all of them); the answers are equal."""
-        calls = [worker.submit("score", list(rows)) for worker in self.learners]
-        return list(gather(calls, self.run.recipe.cluster.step_deadline_s)[0])
 
     def _check_gap(self, figures: dict[str, float], step: int) -> None:
         mean, peak = (figures.get(f"rollout_policy_logprob_gap/{name}", 0.0) for name in ("mean", "max"))
@@ -282,8 +257,7 @@ class RlTrainer:
         self.pending = deque(in_flight)
 
         def write(folder: Path) -> None:
-            calls = [worker.submit("save", str(folder / "learner")) for worker in self.learners]
-            gather(calls, self.run.recipe.cluster.step_deadline_s)
+            self.learners.save(folder)
             rollouts = [
                 {"step": coming, "rollouts": [[asdict(r) for r in group.rollouts] for group in groups]}
                 for coming, groups in in_flight
@@ -298,17 +272,13 @@ class RlTrainer:
             "tokens": self.run.tokens,
             "abstained": self.run.abstained,
             "gap": self.run.gap,
-            "ranks": len(self.learners),
+            "ranks": self.learners.ranks,
         }
         checkpoints.save(step, manifest, write)
 
     def _restore(self, latest: Checkpoint) -> int:
         manifest, run = latest.manifest, self.run
-        calls = [
-            worker.submit("load", str(latest.folder / "learner"), updates=int(manifest["updates"]))
-            for worker in self.learners
-        ]
-        gather(calls, run.recipe.cluster.step_deadline_s)
+        self.learners.load(latest)
         self.version = int(manifest["policy_version"])
         run.tokens, run.abstained, run.gap = manifest["tokens"], manifest["abstained"], manifest["gap"]
         per_step = run.recipe.rollout.prompts_per_step
@@ -323,8 +293,7 @@ class RlTrainer:
         return latest.step
 
     def _stop(self) -> None:
-        for worker in self.learners:
-            self.run.cluster.stop(worker)
+        self.learners.stop()
         if self.teacher is not None:
             self.teacher.stop()
 

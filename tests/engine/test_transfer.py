@@ -18,6 +18,7 @@ from rlkd.learner.weights import Sent
 from rlkd.recipe import Recipe, validate_recipe
 from rlkd.rollout.vllm_engine import EngineSettings
 from rlkd.trainer.fleet import Fleet
+from rlkd.trainer.learners import Learners
 from rlkd.trainer.publication import Publication
 
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
@@ -64,7 +65,8 @@ def fleet(cluster: Cluster, folders: dict[str, Path]) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def publication(cluster: Cluster, sharded: Recipe, learners: list[Worker]) -> Publication:
-    return Publication(SimpleNamespace(recipe=sharded, cluster=cluster), learners, PROBE)  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(recipe=sharded, cluster=cluster)
+    return Publication(run, Learners(run, learners), PROBE)
 
 
 def known(folder: Path) -> list[float]:

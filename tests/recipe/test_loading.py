@@ -59,6 +59,8 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
         (["rollout.group_size=1"], "rollout.group_size: 1 with advantage.kind 'group'"),
         (["rollout.top_p=0.9"], "rollout.top_p/top_k: 0.9/0"),
         (["rollout.top_k=20"], "rollout.top_p/top_k: 1.0/20"),
+        (["rollout.top_p=0.9", "stages=[]"], "rollout.top_p/top_k: 0.9/0 has no effect without an RL stage"),
+        (["eval.top_p=0.9", "eval.temperature=0"], "eval.top_p: 0.9 has no effect on greedy samples"),
         (["rollout.max_prompt_tokens=900"], "exceeds policy.context_length"),
         (["teacher=null"], "objective.kind: 'kdrl' needs a teacher"),
         (["teacher.model.tokenizer={kind: char}"], "differs from policy.tokenizer"),
