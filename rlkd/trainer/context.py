@@ -11,7 +11,7 @@ from reward.pool import VerifierPool
 from reward.verdict import Verdict
 from rlkd.cluster import Cluster, Pending, Worker, gather
 from rlkd.data.prompt import PromptBuilder
-from rlkd.evaluate import summarise
+from rlkd.evaluate import ProblemScore, by_problem, summarise
 from rlkd.recipe import Recipe
 from rlkd.recipe.privileged_checks import longest_sampled_prompt, teacher_prompt_budget
 from rlkd.records import Prompt, Rollout, RolloutGroup
@@ -44,6 +44,7 @@ class Run:
     abstained: int = 0
     metrics_position: int = 0
     gap: dict[str, float] = field(default_factory=lambda: {"mean": 0.0, "max": 0.0})
+    problem_scores: dict[str, ProblemScore] = field(default_factory=dict)  # of the latest evaluation
 
     @property
     def ranks(self) -> int:
@@ -108,7 +109,9 @@ class Run:
         seeds = [derive_seed(self.recipe.seed, "eval", prompt.example.id) for prompt in self.eval_prompts]
         sampling = Sampling(spec.samples, spec.temperature, length)
         groups = sample(fleet, self.eval_prompts, seeds, sampling, self.tokenizer).groups()
-        summary = summarise(groups, self.verify(groups))
+        verdicts = self.verify(groups)
+        self.problem_scores = by_problem(groups, verdicts)
+        summary = summarise(groups, verdicts)
         self.console.evaluation(label, summary)
         return summary
 
