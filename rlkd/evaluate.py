@@ -5,12 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from math import comb
-from typing import Any
+from typing import Any, NamedTuple
 
 from reward.verdict import Verdict
 from rlkd.records import RolloutGroup
 
 _BUCKETS = 4
+
+
+class ProblemScore(NamedTuple):
+    """Means over one problem's judged samples."""
+
+    score: float
+    tokens: float
+
+
+def by_problem(groups: Sequence[RolloutGroup], verdicts: Sequence[Verdict]) -> dict[str, ProblemScore]:
+    """Score and completion length of each held-out problem; one whose every sample abstained is left out."""
+    found: dict[str, ProblemScore] = {}
+    left = iter(verdicts)
+    for group in groups:
+        pairs = [(next(left), rollout) for rollout in group.rollouts]
+        judged = [(float(v.score), len(r.completion_ids)) for v, r in pairs if v.score is not None]
+        if judged:
+            scores, tokens = zip(*judged, strict=True)
+            found[group.prompt.example.id] = ProblemScore(sum(scores) / len(judged), sum(tokens) / len(judged))
+    return found
 
 
 def wilson(successes: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

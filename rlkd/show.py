@@ -41,6 +41,33 @@ def _teacher_side(recipe: Recipe, builder: PromptBuilder, prompt: Prompt) -> lis
     return ["", "both sides, as text", show(attached.prompts), *notes]
 
 
+def _second_turn(recipe: Recipe, builder: PromptBuilder, prompt: Prompt) -> list[str]:
+    """What follows a first answer that is wrong, and what the feedback is predicted from."""
+    from reward.verdict import Verdict
+    from rlkd.data.turns import TurnBuilder
+    from rlkd.recipe.coefficients import ConstantCoef
+    from rlkd.recipe.privileged import RuleFeedback
+    from rlkd.rollout.feedback import Attempt, RuleCritic
+
+    spec = recipe.feedback
+    if spec is None:
+        return []
+    turns, attempt = TurnBuilder(builder, spec), "(an attempt that ends in 0)"
+    said = f"(what {spec.source.model} says)" if not isinstance(spec.source, RuleFeedback) else ""
+    if isinstance(spec.source, RuleFeedback):
+        (found,) = RuleCritic(spec.source).comment([Attempt(prompt.example, attempt, Verdict.wrong("0"))])
+        said = found or ""
+    tokenizer = builder.tokenizer
+    second = turns.second_prompt(prompt, (*turns.encode(attempt), tokenizer.eos_token_id), turns.fit(said)[0])
+    parts = {"second turn, after a wrong answer": second}
+    if getattr(recipe.objective, "feedback_coef", None) != ConstantCoef(value=0.0):
+        parts["the critic's prompt, continued with the feedback"] = turns.critic_prompt(prompt.example, attempt)
+    return [""] + [
+        f"{title}, {len(ids)} tokens\n" + "\n".join(f"  | {line}" for line in tokenizer.decode(ids).split("\n"))
+        for title, ids in parts.items()
+    ]
+
+
 def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
     """One training example: rendered prompt, tokens, gold answer, fine-tuning target.
 
@@ -75,7 +102,7 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
         _part("prompt", tokenizer, prompt.token_ids),
         f"  limit: rollout.max_prompt_tokens {_limit(recipe, prompt)}",
     ]
-    lines += _teacher_side(recipe, builder, prompt)
+    lines += _teacher_side(recipe, builder, prompt) + _second_turn(recipe, builder, prompt)
     lines += ["", f"gold answer, judged by '{recipe.verifier.kind}'", f"  {example.answer!r}", ""]
     lines += [
         f"stages.{stage.name} learns from pairs of a right and a wrong trace ({stage.pairs.kind}), after this prompt\n"

@@ -20,6 +20,7 @@ TOO_LONG = "privileged text longer than privileged.max_tokens"
 CUT = "privileged text cut to privileged.max_tokens"
 NO_ROOM = "teacher prompt longer than privileged.max_prompt_tokens"
 IN_PROMPT = "privileged text stands in the student's prompt"
+OPEN_THINKING = "privileged text opens <think> and never closes it"
 PLAIN = "no privileged text, trained without it"
 
 _OWN = ("solution", "answer")
@@ -77,6 +78,8 @@ class PrivilegedBuilder:
         text = self.text(prompt.example)
         if not text:
             return (None, MISSING) if self.spec.missing == "exclude" else (prompt, PLAIN)
+        if unclosed_thinking(text):  # shown to a teacher, it would swallow the turn that follows
+            return None, OPEN_THINKING
         if self.spec.in_prompt == "exclude" and stands_in(text, prompt.text):
             return None, IN_PROMPT
         cut = self._fit(text)
@@ -134,6 +137,11 @@ def stands_in(text: str, prompt: str) -> bool:
     """Whether a text stands in a prompt as whole words, whatever the case and spacing."""
     words, inside = (" ".join(part.casefold().split()) for part in (text, prompt))
     return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", inside) is not None
+
+
+def unclosed_thinking(text: str) -> bool:
+    """Whether a text begins to think and never ends it."""
+    return text.count("<think>") > text.count("</think>")
 
 
 def copied(completion: str, prompt: Prompt, *, run: int) -> bool:

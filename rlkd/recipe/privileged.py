@@ -12,7 +12,7 @@ from rlkd.recipe.coefficients import Coef, CoefSchedule, ConstantCoef, LinearCoe
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-TEACHER_TURN = """{question}
+TEACHER_TURN = """{prompt}
 
 Here is a reference solution to this problem:
 === Reference Solution Begin ===
@@ -28,7 +28,8 @@ class PrivilegedSpec(Section):
     field: str = Field(default="solution", description="solution, answer, or a name under data.*.fields.extra")
     template: str = Field(
         default=TEACHER_TURN,
-        description="the teacher's user turn; {privileged} and {question} (or {prompt}, the student's whole user turn)",
+        description="the teacher's user turn; {privileged} and {prompt}, the student's whole user turn and with it what "
+        "is said about the answer's form (or {question} alone)",
     )
     system: str | None = Field(default=None, description="the teacher's system turn; default: data.system")
     max_tokens: Positive = Field(default=512, description="of the privileged text alone; its own budget")

@@ -367,6 +367,17 @@ class OfflineStage(Section):
 Stage = Annotated[SftStage | RlStage | OfflineStage, Field(discriminator="kind")]
 
 
+class EarlyStopSpec(Section):
+    """End an RL stage whose held-out accuracy no longer rises, and keep the policy of its best evaluation."""
+
+    patience: Positive = Field(default=3, description="evaluations in a row without a rise that end the stage")
+    length_quarter: Literal[1, 2, 3, 4] | None = Field(
+        default=None,
+        description="watch a quarter of the problems, ordered by the length of their completions when the stage "
+        "starts; 4: the longest; default: all problems",
+    )
+
+
 class EvalSpec(Section):
     """Held-out evaluation on the rollout workers."""
 
@@ -375,6 +386,7 @@ class EvalSpec(Section):
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="smallest share of the distribution")
     max_new_tokens: Positive | None = Field(default=None, description="default: rollout.max_new_tokens")
+    early_stop: EarlyStopSpec | None = Field(default=None, description="of RL stages; default: none")
 
 
 class CheckpointSpec(Section):

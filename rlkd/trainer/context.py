@@ -12,7 +12,7 @@ from reward.verdict import Verdict
 from rlkd.checkpoint import Checkpoint
 from rlkd.cluster import Cluster, Worker, gather, weights_transport
 from rlkd.data.prompt import PromptBuilder
-from rlkd.evaluate import summarise
+from rlkd.evaluate import ProblemScore, by_problem, summarise
 from rlkd.metrics import MetricsLog
 from rlkd.recipe import Recipe
 from rlkd.recipe.privileged_checks import longest_sampled_prompt, teacher_prompt_budget
@@ -46,6 +46,7 @@ class Run:
     metrics_position: int = 0
     gap: dict[str, float] = field(default_factory=lambda: {"mean": 0.0, "max": 0.0})
     bundles: list[tuple[Any, int]] | None = None  # colocated on GPUs: where learner i and engine i live
+    problem_scores: dict[str, ProblemScore] = field(default_factory=dict)  # of the latest evaluation
 
     def __post_init__(self) -> None:
         if self.recipe.cluster.placement == "colocated" and self.bundles is None:
@@ -118,7 +119,9 @@ class Run:
         seeds = [derive_seed(self.recipe.seed, "eval", prompt.example.id) for prompt in self.eval_prompts]
         sampling = Sampling(spec.samples, spec.temperature, length, spec.top_p)
         groups = sample(fleet, self.eval_prompts, seeds, sampling, self.tokenizer).groups()
-        summary = summarise(groups, self.verify(groups))
+        verdicts = self.verify(groups)
+        self.problem_scores = by_problem(groups, verdicts)
+        summary = summarise(groups, verdicts)
         self.console.evaluation(label, summary)
         return summary
 

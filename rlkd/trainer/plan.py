@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlkd import objectives
-from rlkd.data.privileged import copied
+from rlkd.data.privileged import copied, unclosed_thinking
 from rlkd.learner.loss import coefficient
 from rlkd.recipe import Recipe
 from rlkd.recipe.objectives import OpsdObjective, PiDistillObjective
@@ -143,7 +143,7 @@ def leak_figures(recipe: Recipe, judged: Judged) -> Figures:
     pairs = [(rollout, group.prompt) for group in judged.groups for rollout in group.rollouts]
     run = recipe.privileged.copied_run if recipe.privileged else 8
     told = [(rollout, prompt) for rollout, prompt in pairs if prompt.privileged is not None]
-    open_ended = sum(r.text.count("<think>") > r.text.count("</think>") for r, _ in pairs)
+    open_ended = sum(unclosed_thinking(rollout.text) for rollout, _ in pairs)
     return {
         "privileged_copied": sum(copied(r.text, p, run=run) for r, p in told) / max(1, len(told)),
         "privileged_rows": len(told) / max(1, len(pairs)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from rlkd.trainer.assemble import Judged, plan_updates
 from rlkd.trainer.console import Bar
 from rlkd.trainer.context import Run
 from rlkd.trainer.contract import Bounds, check_same_tokens, check_teacher_tokenizer, compare
+from rlkd.trainer.early_stop import EarlyStop
 from rlkd.trainer.fleet import Fleet, Sampled, Sampling, Sequences, sample, score
 from rlkd.trainer.learners import Learners
 from rlkd.trainer.plan import StepPlan
@@ -46,6 +48,7 @@ class RlTrainer:
     teacher: TeacherPanel | None = None
     version: int = 0
     pending: deque[tuple[int, Sampled | list[RolloutGroup]]] = field(default_factory=deque)
+    early_stop: EarlyStop | None = None
 
     def __post_init__(self) -> None:
         self.learners = Learners(self.run)
@@ -64,18 +67,58 @@ class RlTrainer:
         self.publication.publish(self.rollouts, self.version)
         if latest is None:
             self._check_contract()
+            self._watch()
         log = run.open_metrics(latest)
         rollout_log = RolloutLog(run.folder.path / "rollouts", run.recipe.log, run.tokenizer)
         with closing(log), run.console.bar(self.stage.name, self.stage.steps) as bar:
             for step in range(started, self.stage.steps):
                 row = self._step(step, rollout_log, bar)
                 log.write(row)
-                if (step + 1) % run.recipe.checkpoint.every == 0 and step + 1 < self.stage.steps:
-                    self._save(checkpoints, step + 1, log)
+                if self._after_step(step + 1, checkpoints, log):
+                    break
             run.metrics_position = log.position()
-        self.learners.write_policy(output)
+        best = self._write_output(step + 1, output)
         self._stop()
-        return {"steps": self.stage.steps}
+        return {"steps": step + 1} | best
+
+    def _after_step(self, step: int, checkpoints: Checkpoints, log: MetricsLog) -> bool:
+        """Keep what must be kept. Returns: whether the stage ends here, before its last step."""
+        watch = self.early_stop
+        if watch is not None and watch.stops:
+            self.run.console.note(
+                f"{self.stage.name}: stopped after step {step}; best of the watched problems: {watch.best:.1%} at step "
+                f"{watch.best_step}, whose policy is kept"
+            )
+            return True
+        is_best = watch is not None and watch.best_step == step
+        if watch is not None and is_best:
+            self.learners.write_policy(watch.make_room(step))
+        if step < self.stage.steps and (is_best or step % self.run.recipe.checkpoint.every == 0):
+            self._save(checkpoints, step, log)
+            if watch is not None:  # not before: the checkpoint that a killed run goes back to names the older one
+                watch.prune()
+        return False
+
+    def _write_output(self, step: int, output: Path) -> dict[str, Any]:
+        """The policy that the stage hands on: its last one, or the best one of an early stop."""
+        watch = self.early_stop
+        if watch is None:
+            self.learners.write_policy(output)
+            return {}
+        source = watch.policy_folder(watch.best_step) if watch.best_step else self.source
+        half = output.with_name(f".{output.name}.tmp")
+        shutil.copytree(source, half, dirs_exist_ok=True)
+        half.rename(output)
+        return {"stopped_early": step < self.stage.steps, "best_step": watch.best_step}
+
+    def _watch(self) -> None:
+        """Early stop: the policy that enters the stage is the first to beat."""
+        spec = self.run.recipe.eval.early_stop
+        if spec is None:
+            return
+        self.early_stop = EarlyStop(spec, self.checkpoints)
+        self.run.evaluate(self.rollouts, f"{self.stage.name}, start")
+        self.early_stop.begin(self.run.problem_scores)
 
     # ------------------------------------------------------------ start
 
@@ -174,12 +217,21 @@ class RlTrainer:
         row = {"stage": self.stage.name, "step": step + 1, "policy_version": self.version}
         row |= _outcome(judged, rows) | method_figures | figures | clock.seconds
         row |= self._throughput(judged, clock.total, further=int(method_figures.get("second_turn_tokens", 0)))
-        if recipe.eval.every and (step + 1) % recipe.eval.every == 0 and step + 1 < self.stage.steps:
-            found = run.evaluate(self.rollouts, f"step {step + 1}")
-            row["eval/pass@1"] = found["pass@1"] if found else None
+        row |= self._evaluate(step + 1)
         rollout_log.write(step + 1, judged, rows, kept, self.plan.notes)
         bar.update(step + 1, _headline(row))
         return row
+
+    def _evaluate(self, step: int) -> dict[str, Any]:
+        """Held-out figures of a step that has them. Without an early stop the last step is measured by the run."""
+        every, is_last = self.run.recipe.eval.every, step == self.stage.steps
+        if not every or not (step % every == 0 or is_last) or (is_last and self.early_stop is None):
+            return {}
+        found = self.run.evaluate(self.rollouts, f"step {step}")
+        figures: dict[str, Any] = {"eval/pass@1": found["pass@1"] if found else None}
+        if self.early_stop is not None:
+            figures["eval/watched"] = self.early_stop.note(step, self.run.problem_scores)
+        return figures
 
     def _groups(self, step: int) -> list[RolloutGroup]:
         """Rollouts of a step; asynchronous schedules keep ``max_staleness`` further steps in flight."""
@@ -273,6 +325,7 @@ class RlTrainer:
             "abstained": self.run.abstained,
             "gap": self.run.gap,
             "ranks": self.learners.ranks,
+            "early_stop": None if self.early_stop is None else self.early_stop.state(),
         }
         checkpoints.save(step, manifest, write)
 
@@ -281,6 +334,9 @@ class RlTrainer:
         self.learners.load(latest)
         self.version = int(manifest["policy_version"])
         run.tokens, run.abstained, run.gap = manifest["tokens"], manifest["abstained"], manifest["gap"]
+        if run.recipe.eval.early_stop is not None:
+            self.early_stop = EarlyStop(run.recipe.eval.early_stop, self.checkpoints)
+            self.early_stop.restore(manifest["early_stop"])
         per_step = run.recipe.rollout.prompts_per_step
         for saved in json.loads((latest.folder / "in_flight.json").read_text(encoding="utf-8")):
             prompts = prompts_of_step(run.train_prompts, seed=run.recipe.seed, step=saved["step"], per_step=per_step)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reward.verdict import Verdict
 from rlkd.data import privileged
 from rlkd.data.privileged import PrivilegedBuilder
 from rlkd.data.prompt import PromptBuilder
 from rlkd.errors import RecipeError
-from rlkd.recipe import Recipe
-from rlkd.records import Example, Prompt
+from rlkd.recipe import Recipe, load_recipe
+from rlkd.records import Example, Prompt, Rollout, RolloutGroup
+from rlkd.show import show_example
+from rlkd.trainer.assemble import Judged
+from rlkd.trainer.plan import leak_figures
 
 Make = Callable[..., Recipe]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def _builder(recipe: Recipe, tokenizer: Any) -> PrivilegedBuilder:
@@ -126,6 +132,31 @@ def test_copied_text_is_found_unless_the_student_saw_it(
     assert not privileged.copied(gsm8k[0].question, prompt, run=4)
 
 
+def test_a_thought_without_an_end_is_excluded_before_the_teacher_and_counted_after_the_student(
+    make_recipe: Make, tokenizer: Any, gsm8k: list[Example]
+) -> None:
+    builder = _builder(make_recipe(), tokenizer)
+    texts = ["<think>hm</think> so 4", "<think>hm, so 4", "so 4"]
+    rows = [replace(gsm8k[at], solution=text) for at, text in enumerate(texts)]
+    attached = builder.attach(_prompts(builder, rows))
+    assert [prompt.example.solution for prompt in attached.prompts] == [texts[0], texts[2]]
+    assert attached.excluded == {privileged.OPEN_THINKING: 1}
+    said = [Rollout((5,), (-1.0,), "length", text, 0, 0, 0) for text in (texts[1], texts[0], "<think>", "so 4")]
+    judged = Judged([RolloutGroup(attached.prompts[0], tuple(said))], [Verdict.wrong()] * 4, None, 0)
+    assert leak_figures(make_recipe(), judged)["unclosed_thinking"] == 0.5
+
+
+def test_both_turns_of_a_feedback_recipe_are_shown() -> None:
+    text = show_example(load_recipe(REPOSITORY / "recipes" / "rltf_fm.yaml", ["data.train.size=64"]), root=REPOSITORY)
+    first = load_recipe(REPOSITORY / "recipes" / "rltf_sd.yaml", ["data.train.size=64"])
+    bare = show_example(first, root=REPOSITORY)
+    solution = "3-0=3, 3-7=-4, -4+5=1, \\boxed{1}"
+    for shown in (text, bare):
+        assert f"(an attempt that ends in 0)<|end|><|user|>0 is wrong. {solution}<|assistant|>" in shown
+    assert "5 = (an attempt that ends in 0)<|assistant|>" in text  # what the critique is predicted from
+    assert "critic" not in bare
+
+
 def test_both_prompts_are_shown(make_recipe: Make, tokenizer: Any, gsm8k: list[Example]) -> None:
     builder = _builder(make_recipe(), tokenizer)
     prompts = builder.attach(_prompts(builder, gsm8k[:1])).prompts
@@ -161,7 +192,6 @@ def test_thinking_modes_are_separate_and_must_act(make_recipe: Make, tokenizer: 
         ({"teacher": None}, "taught by the policy itself"),
         ({"objective__kind": "grpo"}, "shows it to no one"),
         ({"objective__kl_in": "reward"}, "reward_coef is 0"),
-        ({"learner__zero_stage": 3, "teacher__weights": "live"}, "shards the weights that teach"),
         (
             {"objective__kind": "rltf", "privileged": None, "teacher": None, "feedback": {"max_prompt_tokens": 900}},
             "divides by nothing",

@@ -23,7 +23,10 @@ SMALL = [
 TEACHER = ["stages.sft-teacher.steps=4", "stages.sft-teacher.optim={lr: 1.0e-3}"]
 GROUP = ["rollout.group_size=4"]
 RECIPES = {
-    "opsd.yaml, adapters": ["stages.opsd.steps=2", "learner.lora={rank: 4}"],
+    "opsd.yaml, adapters": [
+        "stages.opsd.steps=2", "learner.lora={rank: 4}", "eval.every=1", "eval.samples=1", "eval.temperature=0.0",
+        "eval.early_stop={patience: 5, length_quarter: 4}",
+    ],
     "pi_distill": [*GROUP, "stages.pi_distill.steps=2"],
     "rltf_sd.yaml, with critiques": [
         *GROUP, "stages.rltf-sd.steps=2", "objective.feedback_coef={kind: constant, value: 0.2}",
@@ -37,7 +40,7 @@ RECIPES = {
     "kdrl.yaml, top_k": [*TEACHER, *GROUP, "stages.kdrl.steps=2", "objective={kind: opd}", "teacher.transport=top_k"],
 }  # fmt: skip
 FIGURES = {
-    "opsd.yaml, adapters": ["divergence", "clipped_share"],
+    "opsd.yaml, adapters": ["divergence", "clipped_share", "eval/watched"],
     "pi_distill": ["context_kl_per_rollout", "bare_log_ratio"],
     "rltf_sd.yaml, with critiques": ["revision_nll", "second_turn_reward", "feedback_nll"],
     "alm": ["alm", "chunks_per_rollout"],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
-from rlkd.errors import RecipeError
+from rlkd.errors import RecipeError, TeacherError
 from rlkd.recipe import Recipe
 from rlkd.records import Example, HiddenStates, PrivilegedPrompt, Prompt, Rollout, RolloutGroup
+from rlkd.trainer.contract import check_same_tokens
 from rlkd.trainer.fleet import Dealt, Fleet
 from rlkd.trainer.teachers import TeacherPanel
 
@@ -115,6 +118,24 @@ def test_a_teacher_that_cannot_serve_the_objective_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         make_recipe(teacher=teacher, objective=objective, privileged=None)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused_with_the_first_difference(tokenizer: Any) -> None:
+    check_same_tokens(tokenizer, tokenizer)
+    words = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    raw = json.loads(tokenizer.backend_tokenizer.to_str())
+
+    def other(**model: Any) -> Any:
+        core = Tokenizer.from_str(json.dumps(raw | {"model": raw["model"] | model}))
+        return tokenizer.__class__(tokenizer_object=core, eos_token=tokenizer.eos_token)
+
+    last = max(raw["model"]["vocab"], key=raw["model"]["vocab"].get)
+    renamed = {("~~" if word == last else word): at for word, at in raw["model"]["vocab"].items()}
+    merges = [pair for pair in raw["model"]["merges"] if "".join(pair) != last]
+    with pytest.raises(TeacherError, match=rf"another vocabulary.*512 and 512 tokens.*{words[last]}"):
+        check_same_tokens(tokenizer, other(vocab=renamed, merges=merges))
+    with pytest.raises(TeacherError, match="splits text differently"):
+        check_same_tokens(tokenizer, other(merges=[]))
 
 
 def test_a_server_scores_at_temperature_one(make_recipe: Make) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from served import serve
 
 from rlkd.errors import TeacherError
 from rlkd.learner.comparison import Measure
@@ -136,38 +132,13 @@ def _choice(entries: Any) -> dict[str, Any]:
     return {"index": 0, "text": "", "finish_reason": "length", "logprobs": None, "prompt_logprobs": entries}
 
 
-@contextmanager
-def _serve(server: _Server) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            status, reply = server.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            text = json.dumps(reply).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.server_address[1]}/v1"
-    finally:
-        listening.shutdown()
-        listening.server_close()
-
-
 def _worker(url: str, **options: Any) -> ServerTeacherWorker:
     return ServerTeacherWorker(ServerTeacher(url=url, model="m", tokenizer="unused", **options))
 
 
 def test_a_server_gives_the_same_numbers_as_the_model(teacher: TransformersTeacher) -> None:
     pairs = _pairs(tiny.two_context_rows(groups=2))
-    with _serve(_Server(teacher.policy)) as url:
+    with serve(_Server(teacher.policy).reply) as url:
         worker = _worker(url)
         for mine, theirs in zip(worker.score(pairs), teacher.score(pairs), strict=True):
             assert mine == pytest.approx(theirs, abs=1e-5)
@@ -181,7 +152,7 @@ def test_a_server_gives_the_same_numbers_as_the_model(teacher: TransformersTeach
 def test_a_server_that_stumbles_once_is_asked_again(teacher: TransformersTeacher) -> None:
     server = _Server(teacher.policy)
     server.fault = "once"
-    with _serve(server) as url:
+    with serve(server.reply) as url:
         pairs = _pairs(tiny.two_context_rows(groups=1, size=1))
         assert _worker(url, tries=2).score(pairs)[0] == pytest.approx(teacher.score(pairs)[0], abs=1e-5)
         assert server.calls == 2
@@ -199,7 +170,7 @@ def test_a_server_that_stumbles_once_is_asked_again(teacher: TransformersTeacher
 def test_a_server_that_fails_is_an_error_that_names_it(teacher: TransformersTeacher, fault: str, message: str) -> None:
     server = _Server(teacher.policy)
     server.fault = fault
-    with _serve(server) as url, pytest.raises(TeacherError, match=message) as caught:
+    with serve(server.reply) as url, pytest.raises(TeacherError, match=message) as caught:
         _worker(url, tries=1, timeout_s=0.2 if fault == "slow" else 20).score(
             _pairs(tiny.two_context_rows(groups=1, size=1))
         )
