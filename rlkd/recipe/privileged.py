@@ -28,8 +28,8 @@ class PrivilegedSpec(Section):
     field: str = Field(default="solution", description="solution, answer, or a name under data.*.fields.extra")
     template: str = Field(
         default=TEACHER_TURN,
-        description="the teacher's user turn; {privileged} and {prompt}, the student's whole user turn and with it what "
-        "is said about the answer's form (or {question} alone)",
+        description="the teacher's user turn; {privileged} and {prompt}, the student's whole user turn and with it "
+        "what is said about the answer's form (or {question} alone)",
     )
     system: str | None = Field(default=None, description="the teacher's system turn; default: data.system")
     max_tokens: Positive = Field(default=512, description="of the privileged text alone; its own budget")
