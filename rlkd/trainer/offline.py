@@ -25,7 +25,8 @@ from rlkd.trainer.collapse import CollapseDetector
 from rlkd.trainer.console import Bar
 from rlkd.trainer.context import Run
 from rlkd.trainer.learners import Learners
-from rlkd.trainer.pair_sources import Pair, PairFile, gather_pairs
+from rlkd.trainer.pair_file import Pair, PairFile
+from rlkd.trainer.pair_sources import gather_pairs
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
 
 

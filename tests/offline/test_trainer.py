@@ -21,7 +21,7 @@ from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
 from rlkd.trainer.learners import Learners
 from rlkd.trainer.offline import OfflineTrainer
-from rlkd.trainer.pair_sources import PairFile
+from rlkd.trainer.pair_file import PairFile
 
 FIGURES = collapsing(random.Random(0))
 
