@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from rlkd.checkpoint import write_json
 from rlkd.cluster import Cluster, check_fit
 from rlkd.data.cards import load_card
 from rlkd.data.prompt import PromptBuilder
+from rlkd.data.rows import Row, write_rows
 from rlkd.data.source import load_sources
 from rlkd.errors import RecipeError
+from rlkd.evaluate import ProblemScore
 from rlkd.launch import Launch
 from rlkd.models import context_length, load_tokenizer, materialise
 from rlkd.recipe import Recipe, validate_recipe
+from rlkd.records import Prompt
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
 from rlkd.trainer.folder import RunFolder
@@ -58,7 +62,7 @@ class EvalJob:
 
 
 def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
-    """Measure and write ``out/summary.json``. Returns: its content.
+    """Measure and write ``out/summary.json`` and ``out/problems.jsonl``. Returns: the summary's content.
 
     Raises: RecipeError, DataCardError or CheckpointError before any engine starts, RolloutError or ClusterError after.
     """
@@ -89,11 +93,25 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
             run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts, prompts, pool)
             run.start_rollouts(model)
             figures = run.evaluate(run.rollouts, job.card)  # type: ignore[arg-type]
+            write_rows(out / "problems.jsonl", problem_rows(load_card(job.card).name, prompts, run.problem_scores))
         summary = {"name": recipe.name, "status": "finished", "model": job.model, "eval": figures}
         write_json(out / "summary.json", summary)
         return summary
     finally:
         folder.lock.release()
+
+
+def problem_rows(card: str, prompts: Sequence[Prompt], scores: Mapping[str, ProblemScore]) -> list[Row]:
+    """What each problem scored, under its id in the card: the ``pass_rates`` of a curation of the same card.
+
+    A problem whose every verdict abstained has no pass rate.
+    """
+    rows: list[Row] = []
+    for prompt in prompts:
+        example, score = prompt.example, scores.get(prompt.example.id)
+        figures = {"pass_rate": score and score.score, "mean_tokens": score and score.tokens}
+        rows.append({"id": example.id.removeprefix(f"{card}-"), "question": example.question, **figures})
+    return rows
 
 
 def _fitted(recipe: Recipe, model: Path) -> Recipe:

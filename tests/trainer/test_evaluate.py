@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 from rollout_groups import group
 
 from reward.verdict import Verdict
-from rlkd.evaluate import pass_at_k, summarise, wilson
+from rlkd.data.curate import curated_rows
+from rlkd.data.curate.spec import CurationSpec, run_spec
+from rlkd.data.rows import write_rows
+from rlkd.evaluate import by_problem, pass_at_k, summarise, wilson
 from rlkd.trainer.context import Run
-from rlkd.trainer.eval_command import EvalJob
+from rlkd.trainer.eval_command import EvalJob, problem_rows
 
 RIGHT, WRONG = Verdict.right("1"), Verdict.wrong("2")
 
@@ -53,6 +57,26 @@ def test_truncation_and_length_buckets() -> None:
     found = summarise(groups, [RIGHT, RIGHT, WRONG, WRONG])
     assert found["truncated"] == 0.25
     assert [(b["from"], b["accuracy"]) for b in found["length_buckets"]] == [(1, 1.0), (2, 1.0), (3, 0.0), (4, 0.0)]
+
+
+def test_problems_are_the_pass_rates_of_a_curation_of_the_same_card(tmp_path: Path) -> None:
+    """A policy that solves 1 of 2 samples of the first row, none of the second, and whose third can't be judged."""
+    rows = [{"question": f"question {at}", "answer": "1"} for at in range(1, 5)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    groups = [group(f"rows-{at}", [at, at]) for at in range(1, 4)]
+    verdicts = [RIGHT, WRONG, WRONG, WRONG, *[Verdict.abstain("timeout")] * 2]
+    found = problem_rows("rows", [each.prompt for each in groups], by_problem(groups, verdicts))
+    assert [(row["id"], row["pass_rate"], row["mean_tokens"]) for row in found] == [
+        ("1", 0.5, 1.0),
+        ("2", 0.0, 2.0),
+        ("3", None, None),
+    ]
+    write_rows(tmp_path / "problems.jsonl", found)
+    steps: list[dict[str, Any]] = [{"step": "pass_rate_filter", "low": 0.25, "keep_unknown": False}]
+    files = {"source": str(tmp_path / "rows.jsonl"), "pass_rates": str(tmp_path / "problems.jsonl")}
+    report = run_spec(CurationSpec(**files, steps=steps), tmp_path / "out")[1]
+    assert [row["question"] for row in curated_rows(tmp_path / "out")] == ["question 1"]
+    assert report.removed == {"too hard": 1, "pass rate unknown": 2}  # the fourth row was not evaluated
 
 
 def test_an_evaluation_samples_as_its_section_says() -> None:
