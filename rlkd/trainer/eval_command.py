@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,15 @@ from rlkd.data.prompt import PromptBuilder
 from rlkd.data.rows import Row, write_rows
 from rlkd.data.source import load_sources
 from rlkd.errors import RecipeError
-from rlkd.evaluate import ProblemScore
+from rlkd.evaluate import ProblemScore, by_problem, summarise
 from rlkd.launch import Launch
 from rlkd.models import context_length, load_tokenizer, materialise
 from rlkd.recipe import Recipe, validate_recipe
 from rlkd.records import Prompt
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
-from rlkd.trainer.folder import RunFolder
+from rlkd.trainer.eval_parts import measure_in_parts
+from rlkd.trainer.folder import RunFolder, fingerprint
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class EvalJob:
 
 
 def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
-    """Measure and write ``out/summary.json`` and ``out/problems.jsonl``. Returns: the summary's content.
+    """Measure and write ``out/summary.json`` and ``out/problems.jsonl``; a killed call goes on where it stopped.
+
+    Returns: the summary's content.
 
     Raises: RecipeError, DataCardError or CheckpointError before any engine starts, RolloutError or ClusterError after.
     """
@@ -70,6 +74,7 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
     folder = RunFolder.open(out, recipe, resume=True)
     try:
         model = materialise(recipe.policy, out / "models" / "policy", where="MODEL", seed=0, texts=tuple)
+        parts = out / f"parts-{fingerprint(model)}"
         recipe = _fitted(recipe, model)
         tokenizer = load_tokenizer(model)
         loaded = load_sources(recipe.data.train, where=f"card {job.card}", root=Path.cwd())
@@ -92,10 +97,14 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
             check_fit(recipe, cluster.hardware)
             run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts, prompts, pool)
             run.start_rollouts(model)
-            figures = run.evaluate(run.rollouts, job.card)  # type: ignore[arg-type]
-            write_rows(out / "problems.jsonl", problem_rows(load_card(job.card).name, prompts, run.problem_scores))
+            groups, verdicts = measure_in_parts(run, job.card, parts)
+        figures = summarise(groups, verdicts)
+        console.evaluation(job.card, figures)
+        scores = by_problem(groups, verdicts)
+        write_rows(out / "problems.jsonl", problem_rows(load_card(job.card).name, prompts, scores))
         summary = {"name": recipe.name, "status": "finished", "model": job.model, "eval": figures}
         write_json(out / "summary.json", summary)
+        shutil.rmtree(parts)  # the next call measures anew
         return summary
     finally:
         folder.lock.release()
