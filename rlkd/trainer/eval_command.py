@@ -74,7 +74,7 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
     folder = RunFolder.open(out, recipe, resume=True)
     try:
         model = materialise(recipe.policy, out / "models" / "policy", where="MODEL", seed=0, texts=tuple)
-        parts = out / f"parts-{fingerprint(model)}"
+        parts = out / "stages" / f"eval-{fingerprint(model)}" / "sampled"
         recipe = _fitted(recipe, model)
         tokenizer = load_tokenizer(model)
         loaded = load_sources(recipe.data.train, where=f"card {job.card}", root=Path.cwd())
@@ -104,7 +104,7 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
         write_rows(out / "problems.jsonl", problem_rows(load_card(job.card).name, prompts, scores))
         summary = {"name": recipe.name, "status": "finished", "model": job.model, "eval": figures}
         write_json(out / "summary.json", summary)
-        shutil.rmtree(parts)  # the next call measures anew
+        shutil.rmtree(out / "stages")  # the next call measures anew
         return summary
     finally:
         folder.lock.release()
