@@ -11,7 +11,7 @@ from typing import Any
 from reward.verdict import Verdict
 from rlkd.data.cards import DataCard
 from rlkd.data.chat import encode, encode_answer, render
-from rlkd.data.curate.filters import question_faults
+from rlkd.data.curate.filters import StructureFilter, question_faults
 from rlkd.data.fields import lookup
 from rlkd.data.rows import BadRow, Row
 from rlkd.data.template import (
@@ -25,6 +25,7 @@ from rlkd.data.text import answer_kind, text_key
 from rlkd.errors import DataCardError, RecipeError
 
 SHOWN_ROWS = 8
+_STRUCTURE = StructureFilter()  # empty, cut off within the reasoning, or without an answer after it
 HARMLESS = frozenset({"pad_is_eos"})  # with masks set by position; named all the same
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -157,8 +158,8 @@ def _examples(
         except DataCardError as error:
             report.faults.append(RowFault(number, "no example", str(error)))
             continue
-        empty = [index for index, trace in enumerate(example.get("traces", ())) if not trace["text"].strip()]
-        report.faults += [RowFault(number, "empty trace", f"trace {index}") for index in empty]
+        judged = [(index, _STRUCTURE.judge(trace)) for index, trace in enumerate(example.get("traces", ()))]
+        report.faults += [RowFault(number, gone.reason, f"trace {index}") for index, gone in judged if gone is not None]
         yield number, example
 
 

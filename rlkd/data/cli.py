@@ -97,6 +97,7 @@ def pairs(
     """Verified positives and negatives from traces, with the count after each filter. Run again to resume."""
     from reward.pool import VerifierPool
     from rlkd.data.cards import load_card
+    from rlkd.data.chat import encode
     from rlkd.data.curate.where import WhereFilter
     from rlkd.data.models import named_tokenizer
     from rlkd.data.pairs import PairSettings, build_pairs, trace_rows
@@ -119,7 +120,7 @@ def pairs(
             settings=PairSettings(
                 max_prompt=max_prompt, max_response=max_response, pairs_per_problem=pairs_per_problem
             ),
-            token_counter=(lambda text: len(tokens(text)["input_ids"])) if tokens else None,
+            token_counter=(lambda text: len(encode(tokens, text))) if tokens else None,
         )
     typer.echo("\n".join(report.lines()))
 

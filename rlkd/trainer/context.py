@@ -114,16 +114,20 @@ class Run:
         self.console.status(f"evaluating {label} on {len(self.eval_prompts)} held-out problems")
         if weights is not None:
             gather(fleet.publish(Published(str(weights), version=0), None), fleet.deadline_s)
-        spec = self.recipe.eval
-        length = spec.max_new_tokens or self.recipe.rollout.max_new_tokens
-        seeds = [derive_seed(self.recipe.seed, "eval", prompt.example.id) for prompt in self.eval_prompts]
-        sampling = Sampling(spec.samples, spec.temperature, length, spec.top_p)
-        groups = sample(fleet, self.eval_prompts, seeds, sampling, self.tokenizer).groups()
-        verdicts = self.verify(groups)
+        groups, verdicts = self.measure(fleet, self.eval_prompts)
         self.problem_scores = by_problem(groups, verdicts)
         summary = summarise(groups, verdicts)
         self.console.evaluation(label, summary)
         return summary
+
+    def measure(self, fleet: Fleet, prompts: Sequence[Prompt]) -> tuple[list[RolloutGroup], list[Verdict]]:
+        """Sample as the recipe's evaluation does, and judge."""
+        spec = self.recipe.eval
+        length = spec.max_new_tokens or self.recipe.rollout.max_new_tokens
+        seeds = [derive_seed(self.recipe.seed, "eval", prompt.example.id) for prompt in prompts]
+        sampling = Sampling(spec.samples, spec.temperature, length, spec.top_p)
+        groups = sample(fleet, prompts, seeds, sampling, self.tokenizer).groups()
+        return groups, self.verify(groups)
 
     def spawn_learners(self, stage: str, *, kind: str = "LearnerWorker") -> list[Worker]:
         """Empty learner processes, one a rank."""

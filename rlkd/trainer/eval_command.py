@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,18 @@ from rlkd.checkpoint import write_json
 from rlkd.cluster import Cluster, check_fit
 from rlkd.data.cards import load_card
 from rlkd.data.prompt import PromptBuilder
+from rlkd.data.rows import Row, write_rows
 from rlkd.data.source import load_sources
 from rlkd.errors import RecipeError
+from rlkd.evaluate import ProblemScore, by_problem, summarise
 from rlkd.launch import Launch
 from rlkd.models import context_length, load_tokenizer, materialise
 from rlkd.recipe import Recipe, validate_recipe
+from rlkd.records import Prompt
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
-from rlkd.trainer.folder import RunFolder
+from rlkd.trainer.eval_parts import measure_in_parts
+from rlkd.trainer.folder import RunFolder, fingerprint
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ class EvalJob:
 
 
 def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
-    """Measure and write ``out/summary.json``. Returns: its content.
+    """Measure and write ``out/summary.json`` and ``out/problems.jsonl``; a killed call goes on where it stopped.
+
+    Returns: the summary's content.
 
     Raises: RecipeError, DataCardError or CheckpointError before any engine starts, RolloutError or ClusterError after.
     """
@@ -66,6 +74,7 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
     folder = RunFolder.open(out, recipe, resume=True)
     try:
         model = materialise(recipe.policy, out / "models" / "policy", where="MODEL", seed=0, texts=tuple)
+        parts = out / "stages" / f"eval-{fingerprint(model)}" / "sampled"
         recipe = _fitted(recipe, model)
         tokenizer = load_tokenizer(model)
         loaded = load_sources(recipe.data.train, where=f"card {job.card}", root=Path.cwd())
@@ -88,12 +97,30 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
             check_fit(recipe, cluster.hardware)
             run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts, prompts, pool)
             run.start_rollouts(model)
-            figures = run.evaluate(run.rollouts, job.card)  # type: ignore[arg-type]
+            groups, verdicts = measure_in_parts(run, job.card, parts)
+        figures = summarise(groups, verdicts)
+        console.evaluation(job.card, figures)
+        scores = by_problem(groups, verdicts)
+        write_rows(out / "problems.jsonl", problem_rows(load_card(job.card).name, prompts, scores))
         summary = {"name": recipe.name, "status": "finished", "model": job.model, "eval": figures}
         write_json(out / "summary.json", summary)
+        shutil.rmtree(out / "stages")  # the next call measures anew
         return summary
     finally:
         folder.lock.release()
+
+
+def problem_rows(card: str, prompts: Sequence[Prompt], scores: Mapping[str, ProblemScore]) -> list[Row]:
+    """What each problem scored, under its id in the card: the ``pass_rates`` of a curation of the same card.
+
+    A problem whose every verdict abstained has no pass rate.
+    """
+    rows: list[Row] = []
+    for prompt in prompts:
+        example, score = prompt.example, scores.get(prompt.example.id)
+        figures = {"pass_rate": score and score.score, "mean_tokens": score and score.tokens}
+        rows.append({"id": example.id.removeprefix(f"{card}-"), "question": example.question, **figures})
+    return rows
 
 
 def _fitted(recipe: Recipe, model: Path) -> Recipe:

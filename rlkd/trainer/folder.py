@@ -153,7 +153,7 @@ def _anything_done(path: Path) -> bool:
     """Whether a run got as far as anything that costs time to make again."""
     return any(
         next(path.glob(pattern), None)
-        for pattern in ("stages/*/*.json", "metrics.jsonl", "checkpoints/*/*", "summary.json")
+        for pattern in ("stages/*/*.json", "stages/*/sampled/*", "metrics.jsonl", "checkpoints/*/*", "summary.json")
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from rlkd.checkpoint import read_json, write_json
 from rlkd.data.cards import DataCard, data_folder, load_card
+from rlkd.data.chat import encode
 from rlkd.data.curate.where import WhereFilter
 from rlkd.data.pairs import PairSettings, build_pairs, trace_rows
 from rlkd.data.rows import BadRow, Row, atomic_open, dump_row, read_rows
@@ -181,7 +181,7 @@ def _card_pairs(
                 max_response=max(1, stage.max_response_tokens - 1),  # one is the end-of-turn token
                 pairs_per_problem=spec.pairs_per_problem,
             ),
-            token_counter=_counter(run.tokenizer),
+            token_counter=lambda text: len(encode(run.tokenizer, text)),
         )
     except DataCardError as error:
         raise RecipeError(f"stages.{stage.name}.pairs: {error}") from error
@@ -189,7 +189,3 @@ def _card_pairs(
         run.console.status(f"{stage.name}: {line}")
     report.traces.update(found.traces)
     return _text_pairs(run, out / "pairs.jsonl", report)
-
-
-def _counter(tokenizer: Any) -> Callable[[str], int]:
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -124,7 +124,12 @@ def test_traces_are_encoded_as_training_does() -> None:
 
     card, models = load_card("gsm8k-model-solutions"), ("6b_finetuning", "6b_verification")
     card = card.model_copy(update={"reading": card.reading.model_copy(update={"traces": card.reading.traces[:2]})})
-    said = [("<think>\n2", "<think>\n2<|end|>3"), ("2", "<think>\n3"), ("<think>\n2", "<think>\n" + "3" * 400)]
+    said = [
+        ("<think>\n2</think>2", "<think>\n2<|end|>3</think>3"),
+        ("2", "<think>\n3</think>3"),
+        ("<think>\n2", "<think>\n" + "3" * 400 + "</think>3"),
+        (" ", "<think>\n</think>"),
+    ]
     rows = [
         {
             "question": f"Which is number {number}?",
@@ -136,9 +141,12 @@ def test_traces_are_encoded_as_training_does() -> None:
     report = check_card(card, rows=enumerate(rows, start=1), against=[], tokenizer=make(PREFILLED), max_tokens=400)
     found = {kind: [fault.row for fault in faults] for kind, faults in report.by_kind().items()}
     assert found["end_of_turn_inside"] == [1]
-    assert found["not trainable with this template"] == [2]
+    assert found["not trainable with this template"] == [2, 4]
+    assert found["reasoning never closed"] == [3]  # cut off
     assert found["too long"] == [3]
-    assert report.lengths["trace tokens"]["min"] == 2 and report.lengths["trace tokens"]["max"] == 401
+    assert found["empty trace"] == found["no answer after the reasoning"] == [4]
+    lengths = report.lengths["trace tokens"]
+    assert (lengths["min"], lengths["max"]) == (len("2") + 1, len("3" * 400 + "</think>3") + 1)  # each with its end
 
 
 def test_guess_rate_is_the_share_of_golds_a_guess_can_hit() -> None:

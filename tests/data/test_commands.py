@@ -85,6 +85,9 @@ def test_curation_from_a_file(tmp_path: Path, data_dir: Path) -> None:
     assert {row["pass_rate"] for row in kept} == {0.25, 0.5, 0.75}
     again = run("curate", tmp_path / "spec.yaml", "--out", tmp_path / "out")
     assert again.output.count("[1 of 1 parts were done]") == 4
+    write_rows(tmp_path / "rates.jsonl", [*rates, {"id": "of another policy", "pass_rate": 0.5}])
+    error = run("curate", tmp_path / "spec.yaml", "--out", tmp_path / "out").exception
+    assert isinstance(error, DataCardError) and "02-pass_rate_filter holds results of" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,7 @@ def test_curation_from_a_file(tmp_path: Path, data_dir: Path) -> None:
         ({"steps": []}, "card or source"),
         ({"source": "x.jsonl", "stps": []}, "stps"),
         ({"source": "x.jsonl", "steps": [{"step": "perplexity_filter", "max_perplexity": 3.0}]}, "scorer"),
+        ({"source": "x.jsonl", "steps": [], "pass_rates": "none.jsonl"}, "no such data file: none.jsonl"),
     ],
 )
 def test_a_wrong_curation_says_what_is_wrong(tmp_path: Path, spec: dict[str, object], message: str) -> None:

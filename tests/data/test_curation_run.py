@@ -14,6 +14,8 @@ import pytest
 
 from rlkd.data.cards import load_card
 from rlkd.data.curate import STEPS, Decision, Step, build_step, curate, curated_rows
+from rlkd.data.curate import spec as spec_module
+from rlkd.data.curate.spec import CurationSpec, build_steps
 from rlkd.data.rows import Row, good_rows, write_rows
 from rlkd.errors import DataCardError, RlkdError
 
@@ -149,6 +151,7 @@ def test_a_step_must_decide_about_every_row(tmp_path: Path) -> None:
         ({"step": "near_dedup", "treshold": 0.8}, "treshold"),
         ({"step": "near_dedup", "threshold": 1.8}, "less than 1"),
         ({"step": "pass_rate_filter"}, "pass_rate: Field required"),
+        ({"step": "length_filter", "token_counter": "x"}, "token_counter: comes from the curation"),
         ({"step": "near_dedupe"}, "did you mean 'near_dedup'"),
         ({"threshold": 0.5}, "needs 'step: NAME'"),
     ],
@@ -156,6 +159,15 @@ def test_a_step_must_decide_about_every_row(tmp_path: Path) -> None:
 def test_a_wrong_step_says_what_is_wrong(spec: dict[str, object], message: str) -> None:
     with pytest.raises(RlkdError, match=message):
         build_step(spec)
+
+
+def test_a_step_knows_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another teacher is another step: a run that goes on must not mix their answers."""
+    monkeypatch.setattr(spec_module, "_scorer", lambda name, _: lambda pairs: [name] * len(pairs))
+    steps: list[dict[str, Any]] = [{"step": "perplexity_filter", "max_perplexity": 3.0}, {"step": "exact_dedup"}]
+    for teacher in ("one", "two"):
+        built = build_steps(CurationSpec(source="x", teacher=teacher, steps=steps), tmp_path)
+        assert [step.settings().get("made_of") for step in built] == [{"scorer": teacher}, None]
 
 
 def test_every_step_says_what_it_does() -> None:

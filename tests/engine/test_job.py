@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from job import SMALL, SMALL_SFT, difference, run, run_and_kill, steps_logged
+
+from rlkd.data.cards import cards_folder
 
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
 OVERRIDES = [*SMALL, *SMALL_SFT]
@@ -82,3 +88,27 @@ def test_a_run_killed_three_times_ends_where_an_undisturbed_one_does(undisturbed
     for one, other in zip(*metrics, strict=True):
         left, right = ({k: v for k, v in json.loads(line).items() if not k.endswith(timing)} for line in (one, other))
         assert left == right
+
+
+def test_eval_measures_each_problem_of_a_card(undisturbed: Path, tmp_path: Path) -> None:
+    sums = [(3, 4), (10, 2), (7, 7), (1, 8), (20, 5)]
+    rows = [{"question": f"{a} + {b} =", "answer": str(a + b)} for a, b in sums]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    card = yaml.safe_load((cards_folder() / "svamp.yaml").read_text(encoding="utf-8"))
+    card |= {"name": "sums", "prompt_template": "{question}", "reading": {"question": "{question}"}}
+    card["reading"]["answer"] = {"field": "answer"}
+    card["source"]["file"] = "sums.jsonl"
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(card))
+    command = [sys.executable, "-m", "rlkd", "eval", str(undisturbed / "policy"), str(tmp_path / "sums.yaml")]
+    command += ["--samples", "2", "--temperature", "1", "--max-new-tokens", "8", "--out", str(tmp_path / "out")]
+    environment = os.environ | {"RLKD_DATA_DIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    figures = json.loads((tmp_path / "out" / "summary.json").read_text())["eval"]
+    problems = [json.loads(line) for line in (tmp_path / "out" / "problems.jsonl").read_text().splitlines()]
+    assert (figures["n"], figures["samples"]) == (5, 2)
+    assert [(row["id"], row["question"]) for row in problems] == [
+        (str(number), row["question"]) for number, row in enumerate(rows, start=1)
+    ]
+    assert figures["pass@1"] == pytest.approx(sum(row["pass_rate"] for row in problems) / 5)
+    assert not (tmp_path / "out" / "stages").exists()  # the parts are for a call that was killed

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,16 @@ from torch import Tensor
 
 from rlkd.cluster import Cluster, Worker, gather
 from rlkd.learner.learner import Update
+from rlkd.learner.loss import Denominators
+from rlkd.learner.packing import split_groups
 from rlkd.learner.policy import load_causal_lm
 from rlkd.recipe import Recipe, validate_recipe
+from rlkd.recipe.offline import DpoObjective, FilePairs
+from rlkd.recipe.schema import OfflineStage, OptimSpec
 from rlkd.records import TrainRow
-from rlkd.trainer.assemble import plan_updates
+from rlkd.trainer.assemble import plan_updates, share_update
+from rlkd.trainer.offline import pair_rows
+from rlkd.trainer.pair_file import Pair
 
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
 
@@ -44,16 +51,46 @@ def rows() -> list[TrainRow]:
     return made
 
 
+def pair_updates(ranks: int, budget: int) -> list[list[Update]]:
+    """Each rank's two updates: of three pairs, so that two ranks get unequal shares, and of two."""
+    draw = random.Random(1)
+
+    def ids(least: int, most: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(6, 250) for _ in range(draw.randrange(least, most)))
+
+    pairs = [Pair(str(number), "", ids(2, 12), ids(1, 20), ids(1, 20)) for number in range(5)]
+    updates = [
+        share_update(
+            split_groups(pair_rows(part, wrong=True)),
+            Denominators(policy=float(len(part)), distill=0.0),
+            ranks=ranks,
+            token_budget=budget,
+        )
+        for part in (pairs[:3], pairs[3:])
+    ]
+    return [list(share) for share in zip(*updates, strict=True)]
+
+
 @contextmanager
 def learners(
-    cluster: Cluster, recipe: Recipe, folder: Path, *, ranks: int, zero: int, budget: int, updates: int = 1
+    cluster: Cluster,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    ranks: int,
+    zero: int,
+    budget: int,
+    updates: int = 1,
+    lora: dict[str, Any] | None = None,
+    offline: OfflineStage | None = None,
 ) -> Iterator[tuple[list[Worker], list[list[Update]]]]:
-    """Started ranks, and each one's updates of the rows above."""
+    """Started ranks, and each one's updates of the rows above, or of the pairs below."""
     raw = recipe.model_dump(mode="json")
-    raw["learner"] |= {"zero_stage": zero, "tokens_per_micro_batch": budget, "updates_per_step": updates}
+    raw["learner"] |= {"zero_stage": zero, "tokens_per_micro_batch": budget, "updates_per_step": updates, "lora": lora}
     chosen = validate_recipe(raw, where="test")
     workers = [cluster.spawn(f"LearnerWorker-{ranks}-{zero}-{budget}-{rank}") for rank in range(ranks)]
-    options = {"world_size": ranks, "address": cluster.address(workers[0]), "total_updates": updates}
+    options: dict[str, Any] = {"world_size": ranks, "address": cluster.address(workers[0]), "total_updates": updates}
+    options["offline"] = None if offline is None else offline.model_dump(mode="json")
     gather(
         [
             cluster.build(w, "rlkd.learner.worker:LearnerWorker", raw, str(folder), rank=rank, **options)
@@ -61,7 +98,8 @@ def learners(
         ],
         300.0,
     )
-    yield workers, plan_updates(chosen, rows(), ranks=ranks)
+    planned = plan_updates(chosen, rows(), ranks=ranks) if offline is None else pair_updates(ranks, budget)
+    yield workers, planned
     for worker in workers:
         cluster.stop(worker)
 
@@ -113,3 +151,37 @@ def test_several_updates_are_the_same_on_ranks_with_unequal_work(
     apart = sum(float((tensor - two[name]).square().sum()) for name, tensor in one.items())
     assert moved > 0
     assert apart < 1e-6 * moved
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
+def test_gradients_of_pairs_are_the_same(
+    cluster: Cluster, recipe: Recipe, folders: dict[str, Path], lora: dict[str, Any] | None
+) -> None:
+    """DPO reads both scores of a pair and a reference: a whole copy, or the model without its adapters.
+
+    The gradient is that of the second update, in which policy and reference differ. What the first one left of
+    rounding Adam may raise where a gradient is next to nothing: hence the bound.
+    """
+    stage = OfflineStage(
+        name="dpo",
+        pairs=FilePairs(path="x"),
+        objective=DpoObjective(inverse_temperature=0.3),
+        steps=2,
+        optim=OptimSpec(lr=1e-3),
+    )
+
+    def second(**layout: int) -> dict[str, Tensor]:
+        given: dict[str, Any] = {**layout, "updates": 2, "lora": lora, "offline": stage}
+        with learners(cluster, recipe, folders["teacher"], **given) as (workers, shares):
+            ranked = list(zip(workers, shares, strict=True))
+            gather([w.submit("train_step", share[:1], step=0) for w, share in ranked], 120.0)
+            return dict(gather([w.submit("gradients", share[1], step=1) for w, share in ranked], 300.0)[0])
+
+    one = second(ranks=1, zero=0, budget=10**6)
+    two = second(ranks=2, zero=3, budget=40)
+    assert two.keys() == one.keys() and all(("lora" in name) == (lora is not None) for name in one)
+    largest = max(float(tensor.abs().max()) for tensor in one.values())
+    assert largest > 1e-3
+    for name, tensor in one.items():
+        gap = float((two[name] - tensor).abs().max())
+        assert gap <= 1e-4 * largest, f"{name}: {gap}, largest {largest}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +12,14 @@ import pytest
 from rollout_groups import group
 
 from reward.verdict import Verdict
-from rlkd.evaluate import pass_at_k, summarise, wilson
+from rlkd.data.curate import curated_rows
+from rlkd.data.curate.spec import CurationSpec, run_spec
+from rlkd.data.rows import write_rows
+from rlkd.evaluate import by_problem, pass_at_k, summarise, wilson
+from rlkd.records import Prompt, RolloutGroup
+from rlkd.trainer import eval_parts
 from rlkd.trainer.context import Run
-from rlkd.trainer.eval_command import EvalJob
+from rlkd.trainer.eval_command import EvalJob, problem_rows
 
 RIGHT, WRONG = Verdict.right("1"), Verdict.wrong("2")
 
@@ -53,6 +60,58 @@ def test_truncation_and_length_buckets() -> None:
     found = summarise(groups, [RIGHT, RIGHT, WRONG, WRONG])
     assert found["truncated"] == 0.25
     assert [(b["from"], b["accuracy"]) for b in found["length_buckets"]] == [(1, 1.0), (2, 1.0), (3, 0.0), (4, 0.0)]
+
+
+def test_problems_are_the_pass_rates_of_a_curation_of_the_same_card(tmp_path: Path) -> None:
+    """A policy that solves 1 of 2 samples of the first row, none of the second, and whose third can't be judged."""
+    rows = [{"question": f"question {at}", "answer": "1"} for at in range(1, 5)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    groups = [group(f"rows-{at}", [at, at]) for at in range(1, 4)]
+    verdicts = [RIGHT, WRONG, WRONG, WRONG, *[Verdict.abstain("timeout")] * 2]
+    found = problem_rows("rows", [each.prompt for each in groups], by_problem(groups, verdicts))
+    assert [(row["id"], row["pass_rate"], row["mean_tokens"]) for row in found] == [
+        ("1", 0.5, 1.0),
+        ("2", 0.0, 2.0),
+        ("3", None, None),
+    ]
+    write_rows(tmp_path / "problems.jsonl", found)
+    steps: list[dict[str, Any]] = [{"step": "pass_rate_filter", "low": 0.25, "keep_unknown": False}]
+    rates = str(tmp_path / "problems.jsonl")
+    spec = CurationSpec(source=str(tmp_path / "rows.jsonl"), pass_rates=rates, steps=steps)
+    report = run_spec(spec, tmp_path / "out")[1]
+    assert [row["question"] for row in curated_rows(tmp_path / "out")] == ["question 1"]
+    assert report.removed == {"too hard": 1, "pass rate unknown": 2}  # the fourth row was not evaluated
+
+
+def test_a_killed_evaluation_goes_on_at_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five problems in parts of two, killed in the second part: the first is not sampled again."""
+    monkeypatch.setattr(eval_parts, "PART", 2)
+    asked: list[str] = []
+    killed_at = "p2"
+    shaped = Verdict(1.0, "7", "right", shaping={"length": -0.5})
+
+    def measure(_: Any, prompts: list[Prompt]) -> tuple[list[RolloutGroup], list[Verdict]]:
+        asked.extend(prompt.example.id for prompt in prompts)
+        if killed_at in asked:
+            raise KeyboardInterrupt
+        groups = [group(prompt.example.id, [1, 2], finish="length") for prompt in prompts]
+        return groups, [shaped, Verdict.abstain("timeout")] * len(groups)
+
+    console = SimpleNamespace(bar=lambda *_: nullcontext(SimpleNamespace(update=lambda *_: None)))
+    prompts = [group(f"p{at}", [1]).prompt for at in range(5)]
+    run: Any = SimpleNamespace(measure=measure, rollouts=object(), console=console, eval_prompts=prompts)
+    with pytest.raises(KeyboardInterrupt):
+        eval_parts.measure_in_parts(run, "card", tmp_path)
+    assert asked == ["p0", "p1", "p2", "p3"]
+    killed_at = ""
+    asked.clear()
+    groups, verdicts = eval_parts.measure_in_parts(run, "card", tmp_path)
+    assert asked == ["p2", "p3", "p4"]
+    assert [each.prompt for each in groups] == prompts
+    assert verdicts == [shaped, Verdict.abstain("timeout")] * 5
+    whole = [group(f"p{at}", [1, 2], finish="length") for at in range(5)]
+    assert [r.completion_ids for r in groups[4].rollouts] == [r.completion_ids for r in whole[4].rollouts]
+    assert summarise(groups, verdicts) == summarise(whole, verdicts)
 
 
 def test_an_evaluation_samples_as_its_section_says() -> None:

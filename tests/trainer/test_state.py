@@ -141,6 +141,18 @@ def test_a_run_that_never_got_anywhere_makes_room_for_its_corrected_recipe(tmp_p
     assert read_json(corrected.path / "recipe.json")["optim"]["lr"] == 1e-5
 
 
+def test_sampled_parts_are_not_thrown_away_for_another_recipe(tmp_path: Path, recipe: Recipe) -> None:
+    first = RunFolder.open(tmp_path / "run", recipe, resume=False)
+    part = first.path / "stages" / "2-redi" / "sampled" / "000000-000256.jsonl"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    first.lock.release()
+    other = load_recipe(ROOT / "recipes" / "kdrl.yaml", ["optim.lr=1.0e-5"])
+    with pytest.raises(CheckpointError, match=r"another recipe; these keys differ: optim\.lr"):
+        RunFolder.open(tmp_path / "run", other, resume=False)
+    assert part.exists()
+
+
 def test_finished_runs_and_strangers_are_not_overwritten(tmp_path: Path, recipe: Recipe) -> None:
     first = RunFolder.open(tmp_path / "run", recipe, resume=False)
     write_json(tmp_path / "run" / "summary.json", {"status": "finished"})

@@ -82,7 +82,7 @@ def curate(
     Raises: DataCardError when ``out`` holds the results of another source or of other settings.
     """
     out = Path(out)
-    chain = _digest(_identity(source), part_rows, card.model_dump(mode="json") if card else None)
+    chain = _digest(identity(source), part_rows, card.model_dump(mode="json") if card else None)
     folder = out / "00-read"
     reports = [_run_read(source, card, folder, chain, part_rows)]
     for number, step in enumerate(steps, start=1):
@@ -208,7 +208,8 @@ def _close_report(report: StepReport, folder: Path, started: tuple[float, float]
     return report
 
 
-def _identity(source: str | Path | Iterable[Row]) -> Any:
+def identity(source: str | Path | Iterable[Row]) -> Any:
+    """What must be the same when a run goes on. Raises: DataCardError when there is no such file."""
     if not isinstance(source, (str, Path)):
         return "rows"  # the caller vouches that they come again in the same order
     if not Path(source).is_file():

