@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlkd.divergences.support import ChunkedRows
 from rlkd.errors import NumericsError
 from rlkd.tensors.checks import as_float, require_same_shape
+from rlkd.tensors.chunked import check_temperature, checked_chunk_size
 
 Span = tuple[int, int]  # bytes [start, end) of a token in the text
 EDGE = 1e-6  # keeps log-likelihoods below 0, where log(1 - e^u) is finite
@@ -165,6 +167,44 @@ def boundary_logmass(next_logprobs: Float[Tensor, "C V"], starts_pretoken: Bool[
     if starts_pretoken.shape != next_logprobs.shape[-1:] or not bool(starts_pretoken.any()):
         raise NumericsError(f"starts_pretoken must be [{next_logprobs.shape[-1]}] and hold a true entry")
     return as_float(next_logprobs).masked_fill(~starts_pretoken, -torch.inf).logsumexp(-1)
+
+
+def chunked_boundary_logmass(
+    *,
+    hidden: Float[Tensor, "N D"],
+    head_weight: Float[Tensor, "V D"],
+    starts_pretoken: Bool[Tensor, " W"],
+    head_bias: Float[Tensor, " V"] | None = None,
+    temperature: float = 1.0,
+    chunk_size: int | None = None,
+) -> Float[Tensor, " N"]:
+    """``boundary_logmass`` of a head's distributions, a chunk of positions at a time.
+
+    Args:
+        hidden, head_weight, head_bias: [N, D], [V, D], [V]. Gradient flows here.
+        starts_pretoken: [W], W <= V: the entries of a head that is padded beyond its tokenizer start nothing.
+        temperature: > 0; divides the logits.
+
+    Returns: [N] nats, <= 0. Gradient: exact, recomputed by chunks.
+    Raises: NumericsError for shapes, dtypes or a temperature that don't fit.
+    Source: as boundary_logmass.
+    Tested: test_chunked_boundary_logmass_equals_plain
+    """
+    size = checked_chunk_size(hidden, head_weight, head_bias, chunk_size)
+    check_temperature(temperature)
+    padding = head_weight.shape[0] - starts_pretoken.shape[0]
+    if padding < 0:
+        raise NumericsError(f"starts_pretoken has {len(starts_pretoken)} entries, the head {head_weight.shape[0]} rows")
+    starts = torch.nn.functional.pad(starts_pretoken, (0, padding))
+
+    def of(logits: Tensor, rows: slice | Tensor) -> Tensor:
+        del rows
+        return boundary_logmass(logits.log_softmax(-1), starts)[:, None]
+
+    output: Tensor = ChunkedRows.apply(  # type: ignore[no-untyped-call]
+        hidden, head_weight, head_bias, of, 1, temperature, size
+    )
+    return output.squeeze(1)
 
 
 def merge_uncertain(

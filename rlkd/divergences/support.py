@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -120,8 +121,12 @@ def chunked_bucketed(
     size = checked_chunk_size(hidden, head_weight, head_bias, chunk_size)
     check_temperature(temperature)
     _check_support(support, hidden.shape[:1], head_weight.shape[0])
-    output: Tensor = _ChunkedBucketed.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight, head_bias, support, temperature, size
+
+    def of(logits: Tensor, rows: slice | Tensor) -> Tensor:
+        return bucketed(logits, Support(support.ids[rows], support.valid[rows]))
+
+    output: Tensor = ChunkedRows.apply(  # type: ignore[no-untyped-call]
+        hidden, head_weight, head_bias, of, support.ids.shape[1] + 1, temperature, size
     )
     return output
 
@@ -167,39 +172,44 @@ def _check_support(support: Support, positions: torch.Size, vocabulary: int) -> 
         )
 
 
-class _ChunkedBucketed(torch.autograd.Function):
+class ChunkedRows(torch.autograd.Function):
+    """[N, width] computed row by row from the head's logits, a chunk at a time, again in the backward pass.
+
+    ``of`` (logits of a chunk, its rows) gives [chunk, width]; gradient flows through the logits alone.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        support: Support,
+        of: Callable[[Tensor, slice | Tensor], Tensor],
+        width: int,
         temperature: float,
         size: int,
     ) -> Tensor:
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        output = torch.empty(hidden.shape[0], support.ids.shape[1] + 1, dtype=precise, device=hidden.device)
+        output = torch.empty(hidden.shape[0], width, dtype=precise, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], size):
                 rows = slice(start, start + size)
-                logits = chunk_logits(hidden[rows], weight, bias, temperature)
-                output[rows] = bucketed(logits, Support(support.ids[rows], support.valid[rows]))
-        ctx.save_for_backward(hidden, weight, bias, support.ids, support.valid)
-        ctx.temperature, ctx.size = temperature, size
+                output[rows] = of(chunk_logits(hidden[rows], weight, bias, temperature), rows)
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.of, ctx.temperature, ctx.size = of, temperature, size
         return output
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, ids, valid = ctx.saved_tensors
+        hidden, weight, bias = ctx.saved_tensors
         head = HeadGradient(hidden, weight, bias, ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in (gradient != 0).any(1).nonzero().squeeze(1).split(ctx.size):
                 inputs = hidden[rows]
                 with torch.enable_grad():
                     logits = chunk_logits(inputs, weight, bias, ctx.temperature).detach().requires_grad_()
-                    chunk = bucketed(logits, Support(ids[rows], valid[rows]))
+                    chunk = ctx.of(logits, rows)
                 (logits_gradient,) = torch.autograd.grad(chunk, logits, gradient[rows])
                 head.add(rows, inputs, logits_gradient / ctx.temperature)
-        return *head.result(), None, None, None
+        return *head.result(), None, None, None, None

@@ -13,6 +13,7 @@ from rlkd.divergences import (
     DivergenceOutput,
     Kind,
     Support,
+    chunked_boundary_logmass,
     chunked_bucketed,
     chunked_divergence,
     complete,
@@ -58,7 +59,15 @@ class TopKComparison:
     positions: Tensor
 
 
-Comparison = HiddenComparison | TopKComparison
+@dataclass(frozen=True)
+class BoundaryMass:
+    """Not with a teacher: the policy's own log-mass, at M of the N positions, on tokens that begin a new pre-token."""
+
+    starts_pretoken: Tensor  # [V]
+    positions: Tensor
+
+
+Comparison = HiddenComparison | TopKComparison | BoundaryMass
 
 
 def compare(
@@ -80,6 +89,15 @@ def compare(
         chosen = hidden.index_select(0, comparison.positions)
         if isinstance(comparison, HiddenComparison):
             found = _by_heads(comparison, chosen, head, temperature)
+        elif isinstance(comparison, BoundaryMass):
+            mass = chunked_boundary_logmass(
+                hidden=chosen,
+                head_weight=head.weight,
+                head_bias=head.bias,
+                starts_pretoken=comparison.starts_pretoken,
+                temperature=temperature,
+            )
+            found = DivergenceOutput(mass, torch.zeros_like(mass))
         else:
             found = _by_buckets(comparison, chosen, head, temperature)
         values = values.index_add(0, comparison.positions, found.per_token.to(precise))

@@ -28,8 +28,8 @@ class PrivilegedSpec(Section):
     field: str = Field(default="solution", description="solution, answer, or a name under data.*.fields.extra")
     template: str = Field(
         default=TEACHER_TURN,
-        description="the teacher's user turn; {privileged} and {prompt}, the student's whole user turn and with it what "
-        "is said about the answer's form (or {question} alone)",
+        description="the teacher's user turn; {privileged} and {prompt}, the student's whole user turn and with it "
+        "what is said about the answer's form (or {question} alone)",
     )
     system: str | None = Field(default=None, description="the teacher's system turn; default: data.system")
     max_tokens: Positive = Field(default=512, description="of the privileged text alone; its own budget")
@@ -167,6 +167,12 @@ class AlmObjective(Section):
     kind: Literal["alm"] = "alm"
     temperature: Annotated[float, Field(gt=0)] = 5.0
     divergence: Literal["kl", "cross_entropy", "total_variation"] = "kl"
+    debias: Fraction | None = Field(
+        default=None,
+        description="outcome-chunk debiasing: each side's likelihood of a piece includes that the piece is over there; "
+        "pieces of which the teacher believes that with less than this probability (the paper's gamma: 0.1) are joined "
+        "with the next. Needs teacher.engine: transformers. null: off",
+    )
     reduction: Literal["token"] = Field(default="token", description="mean over all chunks of an update")
 
 
