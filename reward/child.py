@@ -29,6 +29,21 @@ class ChildDiedError(Exception):
     """The worker is gone."""
 
 
+def descendants(pid: int) -> list[int]:
+    """All processes below one, those that left its session included: the worker adopts what is abandoned."""
+    found, queue = [], [pid]
+    while queue:
+        current = queue.pop()
+        try:
+            for task in os.listdir(f"/proc/{current}/task"):  # noqa: PTH208
+                children = list(map(int, Path(f"/proc/{current}/task/{task}/children").read_text().split()))
+                found += children
+                queue += children
+        except OSError:
+            continue
+    return found
+
+
 class Child:
     """A ``python -m reward.worker`` in its own session. Not thread-safe: one owner at a time."""
 
@@ -46,6 +61,7 @@ class Child:
         self._source, self._sink = self._process.stdout.fileno(), self._process.stdin
         self._buffer = bytearray()
         self._ready = False
+        self.reads: frozenset[str] = frozenset()
         self._send({"spec": spec, "parent": os.getpid(), "memory_limit_mb": memory_limit_mb})
 
     @property
@@ -65,9 +81,9 @@ class Child:
             raise VerifierError(f"verifier worker did not start: {type(error).__name__} {error}") from error
         if "failed" in answer:
             raise VerifierError(answer["failed"].removeprefix("VerifierError: "))
-        self._ready = True
+        self.reads, self._ready = frozenset(answer["reads"]), True
 
-    def send_jobs(self, jobs: list[tuple[str, Any, Any]]) -> None:
+    def send_jobs(self, jobs: list[tuple[int, str, Any, Any]]) -> None:
         self._send(jobs)
 
     def receive(self, limit_s: float) -> dict[str, Any]:
@@ -76,7 +92,10 @@ class Child:
         while True:
             frame = self._take_frame()
             if frame is not None:
-                return dict(json.loads(frame))
+                try:
+                    return dict(json.loads(frame))
+                except (TypeError, ValueError):
+                    raise ChildDiedError("something else wrote into its pipe") from None
             left = deadline - time.monotonic()
             poller = select.poll()  # select() itself fails above file descriptor 1023
             poller.register(self._source, select.POLLIN | select.POLLHUP)
@@ -97,7 +116,10 @@ class Child:
         return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
     def kill(self) -> None:
-        """SIGKILL to the whole group, then reap: no zombie, no orphan."""
+        """SIGKILL to all below it and to the whole group, then reap: no zombie, no orphan."""
+        for pid in descendants(self.pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from textwrap import dedent
 from typing import Any
 
 from reward.protocol import Example
@@ -17,14 +18,16 @@ from reward.text import after_thinking, until_stop
 from reward.verdict import Reason, Verdict
 from rlkd.errors import VerifierError
 
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(  # the last block may lack its end
+    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
 _PYTHON_NAMES = frozenset(["", "python", "py", "python3", "py3", "python2"])
 _REASONS: dict[str, Reason] = {"timeout": "timeout", "memory": "memory"}
 
 # Reads the candidate's source and the arguments; writes one line a call. It holds nothing worth stealing: whatever is
 # forged here still has to equal an expected value that only the parent knows.
 _HARNESS = """
-import json, os, sys
+import json, os, sys, types
 
 def encode(value, depth=0):
     kind = type(value)
@@ -49,7 +52,8 @@ out = os.fdopen(os.dup(1), "w")
 os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
 if hasattr(sys, "set_int_max_str_digits"):
     sys.set_int_max_str_digits(0)
-space = {"__name__": "solution", "__builtins__": __builtins__}
+sys.modules["solution"] = module = types.ModuleType("solution")  # dataclasses look their module up
+space = vars(module)
 exec(compile(job["code"], "solution.py", "exec"), space)
 target = space
 for part in job["fn"].split("."):
@@ -76,6 +80,7 @@ class CodeVerifier:
     """
 
     name = "code"
+    reads = frozenset[str]()
 
     def __init__(
         self, *, time_limit_s: float = 4.0, total_s: float = 7.0, memory_limit_mb: int = 384, partial: bool = False
@@ -92,7 +97,7 @@ class CodeVerifier:
         suite = suite_of(example)
         if isinstance(suite, str):
             return Verdict.abstain("bad_gold", suite)
-        program = program_of(completion or "")
+        program = program_of(completion or "", suite.get("fn", ""))
         if program is None:
             return Verdict.wrong(reason="unparsed", detail="no Python code block outside thinking")
         passed, outcome = self._call(program, suite) if suite["type"] == "call" else self._stdio(program, suite)
@@ -172,16 +177,31 @@ def suite_of(example: Example) -> dict[str, Any] | str:
     return dict(raw)
 
 
-def program_of(completion: str) -> str | None:
-    """The last Python block that is said outside thinking; a bare program counts when it is all that is said."""
+def program_of(completion: str, fn: str = "") -> str | None:
+    """The last Python block that is said outside thinking; a bare program counts when it is all that is said.
+
+    Blocks that define what ``fn`` names go first, then labelled ones: an example of use or of output is no program.
+    """
     said = after_thinking(until_stop(completion))
     if said is None:
         return None
-    blocks = [str(block[2]) for block in _FENCE.findall(said) if block[1].casefold() in _PYTHON_NAMES]
+    found = [(block[1].casefold(), dedent(block[2])) for block in _FENCE.findall(said)]
+    blocks = [(label, code) for label, code in found if label in _PYTHON_NAMES]
     if blocks:
-        compiling = [block for block in blocks if _compiles(block)]
-        return compiling[-1] if compiling else blocks[-1]
+        choices = (
+            [code for _, code in blocks if fn and _defines(code, fn.split(".")[0])],
+            [code for label, code in blocks if label and _compiles(code)],
+            [code for _, code in blocks if _compiles(code)],
+            [code for _, code in blocks],
+        )
+        return next(choice[-1] for choice in choices if choice)
     return said if re.search(r"^\s*(?:def|import|from|class|print)\b", said, re.MULTILINE) and _compiles(said) else None
+
+
+def _defines(source: str, name: str) -> bool:
+    return bool(re.search(rf"^(?:(?:async\s+)?def|class)\s+{name}\b|^{name}\s*=", source, re.MULTILINE)) and _compiles(
+        source
+    )
 
 
 def _compiles(source: str) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from reward.protocol import Example, Verifier
+from reward.protocol import Example, Verifier, rollout_reads
 from reward.registry import Spec, load
 from reward.verdict import Verdict
 from rlkd.errors import VerifierError, did_you_mean
@@ -39,6 +39,7 @@ class Composition:
         names = [verifier.name for verifier, _, _ in self._shaping]
         if len(set(names)) != len(names):
             raise VerifierError(f"compose: a shaping verifier stands twice: {', '.join(names)}")
+        self.reads = _reads(verifier for verifier, _, _ in [*self._outcome, *self._shaping])
 
     def verify(self, completion: str, example: Example) -> Verdict:
         verdicts = [(verifier.verify(completion, example), weight) for verifier, weight, _ in self._outcome]
@@ -86,6 +87,10 @@ def _term(part: Mapping[str, Any], where: str, accepted: set[str]) -> tuple[Veri
     return load(part["verifier"]), float(part.get("weight", 1.0)), part
 
 
+def _reads(parts: Iterable[Verifier]) -> frozenset[str]:
+    return frozenset().union(*map(rollout_reads, parts))
+
+
 class Route:
     """Picks the verifier by a field of the example, for mixed datasets.
 
@@ -101,6 +106,7 @@ class Route:
         self._field = field
         self._routes = {value: load(spec) for value, spec in routes.items()}
         self._default = load(default) if default is not None else None
+        self.reads = _reads(filter(None, [*self._routes.values(), self._default]))
 
     def verify(self, completion: str, example: Example) -> Verdict:
         verifier = self._pick(example)

@@ -14,6 +14,7 @@ class ExactVerifier:
     """
 
     name = "exact"
+    reads = frozenset[str]()
 
     def __init__(self, *, case_sensitive: bool = False) -> None:
         self._case_sensitive = case_sensitive

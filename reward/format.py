@@ -21,6 +21,7 @@ class FormatVerifier:
     """
 
     name = "format"
+    reads = frozenset({"prompt"})
 
     def __init__(self, *, think: str = "think", answer: str = "answer", require_answer_tag: bool = False) -> None:
         self._open, self._close = f"<{think}>", f"</{think}>"

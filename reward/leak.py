@@ -23,6 +23,7 @@ class LeakVerifier:
     """
 
     name = "leak"
+    reads = frozenset({"privileged", "prompt"})
 
     def __init__(
         self,

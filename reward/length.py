@@ -60,6 +60,7 @@ class LengthVerifier:
     """
 
     name = "length"
+    reads = frozenset({"completion_tokens", "turn_tokens"})
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class LlmJudge:
     """
 
     name = "llm_judge"
+    reads = frozenset[str]()
 
     def __init__(
         self,

@@ -4,38 +4,54 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from reward.protocol import Example
-from reward.text import after_thinking, boxes, fold, last_boxes, until_stop
+from reward.text import after_thinking, boxes, fold, last_boxes, last_tags, squash, until_stop, visible
 from reward.verdict import Verdict
 
 _OPEN = r"(?:[*_`\"'“‘\[{(<（【$]|\\[({\[]|\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\s*\{|\\boxed\s*\{)"
 _CLOSE = r"(?:[*_`\"'”’\]})>）】$]|\\[)}\]])"
-_LETTER = rf"(?:{_OPEN}\s*)*(?P<letter>[A-Ja-j])(?![\w'’])(?:\s*{_CLOSE})*"
+_ENDS = r"(?![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|['’])"  # a letter that no word goes on from, C是 included
+_LETTER = rf"(?:{_OPEN}\s*)*(?P<letter>[A-Ja-j]){_ENDS}(?:\s*{_CLOSE})*"
 _OPTION_WORD = r"(?:(?:the\s+)?(?:option|choice|letter|answer|alternative|statement|选项|选)\s*:?\s*)?"
 _ANCHOR = re.compile(
-    r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|choice|option)\s*(?:letter\s*)?(?:\*\*)?\s*"
-    r"(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:)\s*(?:therefore|thus|clearly|simply)?\s*:?"
-    r"|(?:正确|最终|最佳)?(?:答案|选项)\s*(?:应该|应|就)?\s*(?:是|为|选|：|:)+|故选|应选|所以选|因此选|选择"
-    r"|(?:antwort|respuesta|réponse|reponse|resposta|risposta|ответ|antwoord)(?:\s+\w+)?\s*(?:ist|est|es|é|è|:|：|is)(?!\w)"
-    r"|(?:答え|解答)\s*(?:は|：|:)",
-    re.IGNORECASE,
+    r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|ans|choice|option)\b\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
+    r"(?:is|are|seems\s+to\s+be|appears\s+to\s+be|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:)\s*(?:therefore|thus|clearly|simply)?\s*:?"
+    r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:是|[为為]|选|：|:)+|(?:故|应|應|所以|因此|本题|本題|我)[选選]|[选選][择擇]"
+    r"|(?:antwort|respuesta|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap)(?:\s+\w+)?\s*"
+    r"(?:ist|est|es|é|è|:|：|is|adalah)(?!\w)"
+    r"|(?:答え|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
+    r"|^[#*\s]*(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*correct\s*:",
+    re.IGNORECASE | re.MULTILINE,
 )
 _CONCLUDES = re.compile(
     r"(?:\bgo(?:ing)?\s+with|\bchoose|\bpick|\bselect|\bmust\s+be|\bhas\s+to\b\s+be|\bshould\s+be|\bit\s+is|\bit's|\banswer|\bso|\bthus"
     r"|\btherefore|\bhence|\bthen|\bconclude|\bleaves(?:\s+us\s+with)?|\bis)\s*,?\s*(?:only\s+)?(?:\s*:)?",
     re.IGNORECASE,
 )
-_SEVERAL = re.compile(r"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{\"']*[A-J](?![\w'’])")
+_CAPITAL = _LETTER.replace("letter", "capital").replace("A-Ja-j", "A-J")
+_IS_CORRECT = re.compile(
+    rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![A-Za-z0-9_-]){_CAPITAL})"
+    r"(?:\s+is\s+(?:the\s+)?(?:correct|right|best|most\s+(?:likely|appropriate))\b(?!\s+(?:if|when|only|except))"
+    r"|\s*(?:是)?正[确確])"
+)
+_NAMED = re.compile(
+    r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", re.DOTALL
+)
+_ALONE = re.compile(r"\s*[*_]{0,2}[(\[]?[A-J][)\]]?\.?[*_]{0,2}\s*")  # a letter with a line of its own
+_TAKEN_BACK = re.compile(r"\b(?:wait|actually|hmm+|correction|no)\s*[,:.…-]", re.IGNORECASE)
+_HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
+_SEVERAL = re.compile(rf"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}")
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bnever|\bneither|\bexcept|\bincorrect|\bwrong|不是|并非)\s*(?:\w+\s+){0,1}[(*\"']*$", re.IGNORECASE
 )
-_ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
 _HEDGE = re.compile(
     r"\b(?:might|maybe|perhaps|possibly|could\s+be|not\s+sure|cannot\s+decide|either)\b|\?", re.IGNORECASE
 )
 _TURN = re.compile(r"\n\s*(?:question|problem|user|human|q)\s*\d*\s*:|<\|im_start\|>|\[INST\]", re.IGNORECASE)
+MAX_TURNS = 20
 TAIL = 4000
 
 
@@ -51,6 +67,7 @@ class MultipleChoiceVerifier:
     """
 
     name = "multiple_choice"
+    reads = frozenset[str]()
 
     def __init__(self, *, boxed_only: bool = False) -> None:
         self._boxed_only = boxed_only
@@ -61,7 +78,7 @@ class MultipleChoiceVerifier:
         if gold is None:
             return Verdict.abstain("bad_gold", f"answer {_raw_gold(example)!r:.80} is no option letter")
         said = after_thinking(until_stop(completion or ""))
-        chosen = None if said is None else self._chosen(_this_turn(said)[-TAIL * 4 :], options)
+        chosen = None if said is None else self._chosen(_this_turn(visible(squash(said)))[-TAIL * 4 :], options)
         if not chosen:
             return Verdict.wrong(reason="unparsed", detail="no committed option")
         shown = ",".join(sorted(chosen))
@@ -86,16 +103,18 @@ class MultipleChoiceVerifier:
         return frozenset(matching) if len(matching) == 1 else None
 
     def _chosen(self, said: str, options: Mapping[str, str]) -> frozenset[str]:
-        tags = _ANSWER_TAG.findall(said)
+        tags = last_tags(said)
         if tags and not self._boxed_only:
-            inner = tags[-1]
+            inner = ", ".join(tags)
             return (
                 self._from_box(inner, options)
                 if boxes(inner)
                 else letters_of(inner, options) or self._announced(inner, options)
             )
-        if boxes(said):
-            return self._from_box(said, options)
+        if found := boxes(said):
+            after = said[found[-1][1] :]
+            stated = not self._boxed_only and _ANCHOR.search(after)
+            return (self._announced(after, options) if stated else frozenset()) or self._from_box(said, options)
         return frozenset() if self._boxed_only else self._announced(said, options)
 
     def _from_box(self, text: str, options: Mapping[str, str]) -> frozenset[str]:
@@ -113,7 +132,8 @@ class MultipleChoiceVerifier:
             found = _letter_after(said, anchor.end(), options)
             if found and not _hedged(_sentence(said, anchor.start()), options):
                 return found
-        return _concluded(said, options)
+        alone = {line.strip("*_ .()[]").upper() for line in said.splitlines() if _ALONE.fullmatch(line)}
+        return frozenset(alone) if len(alone) == 1 else _concluded(said, options)
 
 
 def _raw_gold(example: Example) -> Any:
@@ -136,17 +156,22 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
     plain = re.sub(r"\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\s*", "", content)
     plain = re.sub(r"[\\{}$*_`\"'“”‘’]", " ", plain).strip(" .,;:!。")
     plain = re.sub(rf"^{_OPTION_WORD}", "", plain, flags=re.IGNORECASE).strip()
-    if re.fullmatch(r"[(\[<（【]?\s*[A-Ja-j]\s*[)\]>）】]?[.:]?", plain):
+    if re.fullmatch(r"[(\[<（【]{0,2}\s*[A-Ja-j]\s*[)\]>）】]{0,2}[.:]?", plain):
         return frozenset(re.findall(r"[A-Ja-j]", plain.upper()))
-    named = re.fullmatch(r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[.:：,、)\-–—]|\)\s)\s*(.+)", plain, re.DOTALL)
+    named = _NAMED.fullmatch(plain)
     if named and _by_text(named[2], options) == {named[1].upper()}:
         return frozenset([named[1].upper()])
-    if spelled := _by_text(content, options):
+    if spelled := _by_text(content, options) or _by_text(plain, options):
         return spelled
     several = re.fullmatch(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|/|;|&|and|or|、|和|\s)\s*[(\[]?[A-J][)\]]?)+", plain)
-    if several:
-        return frozenset(re.findall(r"\b[A-J]\b", plain))
-    if named and len(plain) < 400 and not re.match(r"(?:[(\[]?[A-J][)\]]?\s*(?:,|or\b|and\b))", named[2]):
+    if several or re.fullmatch(r"[A-J]{2,5}", plain):
+        return frozenset(re.findall(r"[A-J]", plain.replace("and", " ").replace("or", " ")))
+    if (
+        named
+        and len(plain) < 400
+        and not _TAKEN_BACK.search(named[2])
+        and not re.match(r"(?:[(\[]?[A-J][)\]]?\s*(?:,|or\b|and\b))", named[2])
+    ):
         return _named(named[1].upper(), named[2], options)
     return frozenset()
 
@@ -158,33 +183,46 @@ def _named(letter: str, text: str, options: Mapping[str, str]) -> frozenset[str]
 
 
 def _by_text(text: str, options: Mapping[str, str]) -> frozenset[str]:
-    folded = fold(re.sub(r"\\(?:text|mathrm)\s*\{(.*)\}", r"\1", text))
-    matching = [letter for letter, option in options.items() if fold(option) == folded]
+    folded = _folded(text)
+    matching = [letter for letter, option in options.items() if _folded(option) == folded]
     return frozenset(matching) if folded and len(matching) == 1 else frozenset()
 
 
-def _texts(options: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Option texts long enough not to be mistaken for a letter."""
-    return [(letter, folded) for letter, text in options.items() if len(folded := fold(text)) > 1]
+def _folded(text: str) -> str:
+    """A text without LaTeX, quotes and emphasis, as it may stand in an answer."""
+    return fold(re.sub(r"\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\b|[\\{}$*_`\"'“”‘’]", " ", text))
+
+
+def _spelled(line: str, options: Mapping[str, str]) -> frozenset[str]:
+    """The option whose text opens the line, the longest if several do; with the alternatives named right after it."""
+    said, texts = _folded(line), [(letter, _folded(text)) for letter, text in options.items()]
+    plain = [(letter, text) for letter, text in texts if len(text) > 1 or text.isdigit()]  # no text that is a letter
+    starting = [(len(text), letter) for letter, text in plain if re.match(rf"{re.escape(text)}(?!\w)", said)]
+    length, chosen = max(starting, default=(0, ""))
+    if [size for size, _ in starting].count(length) != 1:
+        return frozenset()
+    letters = {chosen}
+    for letter, text in texts:
+        also = rf"\W*(?:\bor\b|\band\b|[,/;&])\W*(?:or\W+|and\W+)?{re.escape(text)}\s*(?:$|[.,;/]|or\b|and\b)"
+        if re.match(also, said[length:]):
+            letters.add(letter)
+    return frozenset(letters)
 
 
 def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[str]:
     rest = text[at : at + 500]
-    spelled = fold(rest)
-    starting = [(len(option), letter) for letter, option in _texts(options) if spelled.startswith(option)]
-    longest = max(starting, default=(0, ""))
-    if [length for length, _ in starting].count(longest[0]) == 1:
-        return frozenset([longest[1]])
+    line = rest.strip(" \t\n*_:").split("\n")[0]
+    if spelled := _spelled(line, options):
+        return spelled
     match = re.compile(
         rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE
     ).match(rest)
     if match:
-        return _committed(match, rest)
-    line = rest.strip().split("\n")[0]
+        return _committed(match, rest, options)
     return _by_text(re.split(r"(?<=\w)\.(?:\s|$)", line)[0], options)
 
 
-def _committed(match: re.Match[str], rest: str) -> frozenset[str]:
+def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> frozenset[str]:
     """The matched letter, unless more letters or a word follow that make it something else."""
     letter, after = match["letter"], rest[match.end() :]
     dressed = match[0].rstrip()[-1:] != letter
@@ -202,6 +240,9 @@ def _committed(match: re.Match[str], rest: str) -> frozenset[str]:
     while (more := _SEVERAL.match(after)) is not None:
         letters.append(more[0].strip(" *()[]{}\"'")[-1].upper())
         after = after[more.end() :].lstrip("*)]}\"'")
+    beside = re.match(r"\s*[).:,-]+\s*([^\n]+)", rest[match.end() - 1 :])
+    if len(letters) == 1 and beside:
+        return _named(letters[0], beside[1].rstrip(" .*"), options)
     return frozenset(letters)
 
 
@@ -215,14 +256,12 @@ def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
         for match in reversed(list(_CONCLUDES.finditer(sentence))):
             found = re.compile(rf"\s*{_OPTION_WORD}{_LETTER}", re.IGNORECASE).match(sentence, match.end())
             if found and not _NEGATED.search(sentence[: found.start("letter")]):
-                chosen = _committed(found, sentence)
+                chosen = _committed(found, sentence, options)
                 if chosen:
                     return chosen
-        correct = re.search(
-            rf"\b(?:option|choice)\s+{_LETTER}\s+is\s+(?:the\s+)?(?:correct|right|best)", sentence, re.IGNORECASE
-        )
-        if correct:
-            return frozenset([correct["letter"].upper()])
+        correct = _IS_CORRECT.search(sentence)
+        if correct and not _HEDGED_CLAIM.search(sentence[: correct.start()]):
+            return frozenset([(correct["letter"] or correct["capital"]).upper()])
     return frozenset()
 
 
@@ -238,8 +277,8 @@ def _sentence(text: str, at: int) -> str:
 
 
 def _this_turn(text: str) -> str:
-    turn = next(
-        (turn for turn in _TURN.finditer(text) if _ANCHOR.search(text[: turn.start()]) or boxes(text[: turn.start()])),
-        None,
-    )
-    return text[: turn.start()] if turn else text
+    for turn in islice(_TURN.finditer(text), MAX_TURNS):
+        before = text[: turn.start()]
+        if _ANCHOR.search(before) or boxes(before):
+            return before
+    return text

@@ -24,6 +24,7 @@ class NumericVerifier:
     """
 
     name = "numeric"
+    reads = frozenset[str]()
 
     def __init__(self, *, relative: float = 1e-2, absolute: float = 0.0) -> None:
         if not (0 <= relative < 1 and absolute >= 0):

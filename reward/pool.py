@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import queue
+import secrets
 import threading
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from reward.child import Child, ChildDiedError, ChildTimeoutError
-from reward.protocol import Example
+from reward.protocol import ROLLOUT_FIELDS, Example
 from reward.registry import Spec
 from reward.stats import PoolStats
 from reward.verdict import Verdict
@@ -25,6 +26,7 @@ from rlkd.errors import VerifierError
 log = logging.getLogger("reward")
 
 MAX_CHUNK = 32  # answers per round trip; each still has its own clock
+MAX_CHUNK_CHARS = 4_000_000  # of all completions in it: a worker holds them at once
 STARVED = 0.5  # below this share of CPU time a timeout is the machine's fault, not the answer's
 
 
@@ -71,6 +73,7 @@ class VerifierPool:
         self._spare: Child | None = None
         self._spare_lock = threading.Lock()
         self._closed = False
+        self.reads = ROLLOUT_FIELDS  # those that the verifier reads, known once it is built
         started: Future[None] = Future()
         # Children are started by the threads that use them: the kernel's death signal follows the starting thread.
         self._threads = [
@@ -144,7 +147,7 @@ class VerifierPool:
         child = self._first_child(started)
         try:
             while (job := self._jobs.get()) is not None:
-                pending = deque([job, *self._more()])
+                pending = deque([job, *self._more(job)])
                 while pending:
                     try:
                         if child is None:
@@ -169,6 +172,7 @@ class VerifierPool:
         child, error = None, None
         try:
             child = self._take_child()
+            self.reads = child.reads
         except Exception as fault:
             error = VerifierError(str(fault))
         with self._spare_lock:
@@ -176,11 +180,12 @@ class VerifierPool:
                 started.set_exception(error) if error else started.set_result(None)
         return child
 
-    def _more(self) -> list[_Job]:
+    def _more(self, first: _Job) -> list[_Job]:
         """A fair share of what is queued, so that one round trip serves several answers."""
         jobs: list[_Job] = []
         share = min(MAX_CHUNK, self._jobs.qsize() // self._workers)
-        while len(jobs) < share:
+        size = len(first.completion) if isinstance(first.completion, str) else 0
+        while len(jobs) < share and size < MAX_CHUNK_CHARS:
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:
@@ -188,6 +193,7 @@ class VerifierPool:
             if job is None:  # the stop sign of a sibling
                 self._jobs.put(None)
                 break
+            size += len(job.completion) if isinstance(job.completion, str) else 0
             jobs.append(job)
         return jobs
 
@@ -210,11 +216,16 @@ class VerifierPool:
 
     def _run(self, child: Child, pending: deque[_Job]) -> None:
         """Judge all of ``pending`` in one round trip; on a fault the head is settled and the rest stays."""
-        child.send_jobs([(job.kind, job.completion, job.example) for job in pending])
+        first = secrets.randbits(62)  # a verdict with another token than its answer's is none of this worker's
+        tokens = deque(range(first, first + len(pending)))
+        batch = zip(tokens, pending, strict=True)
+        child.send_jobs([(token, job.kind, job.completion, job.example) for token, job in batch])
         while pending:
             job, started, cpu = pending[0], time.monotonic(), child.cpu_s()
             try:
                 answer = child.receive(self.time_limit_s)
+                if answer.get("token") != tokens.popleft():
+                    raise ChildDiedError("something else wrote into its pipe")
             except ChildTimeoutError:
                 pending.popleft()
                 self._finish(job, self._timed_out(child.cpu_s() - cpu, job), time.monotonic() - started)

@@ -9,11 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 from reward.protocol import Example
-from reward.text import after_thinking, last_box, until_stop
+from reward.text import after_thinking, last_box, last_tags, until_stop
 from reward.verdict import Verdict
 from rlkd.errors import MissingExtraError
 
-_ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
 _ANNOUNCED = re.compile(r"(?:final\s+)?answer\s*(?:\*\*)?\s*(?:is|:)\s*(?:\*\*)?\s*", re.IGNORECASE)
 # Some scorers eval the answer, or hand it to sympy's parse_expr, which is eval. What a policy wrote is never evaluated:
 # to the first kind it must be a literal (no call is possible without a bracket), to the second a formula.
@@ -35,6 +34,7 @@ class ReasoningGymVerifier:
     """
 
     name = "reasoning_gym"
+    reads = frozenset[str]()
 
     def __init__(self, *, binary: bool = False) -> None:
         self._binary = binary
@@ -128,9 +128,9 @@ def _answer(completion: str) -> str:
     said = after_thinking(until_stop(completion))
     if said is None:
         return ""
-    tags = _ANSWER_TAG.findall(said)
+    tags = last_tags(said)
     if tags:
-        return str(tags[-1]).strip()
+        return ", ".join(tags)
     box = last_box(said)
     if box is not None:
         return box.strip()

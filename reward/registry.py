@@ -44,6 +44,8 @@ class FunctionVerifier:
         result = self._function(completion, example, **self._options)
         if isinstance(result, Verdict):
             return result
+        if hasattr(result, "item") and getattr(result, "ndim", 1) == 0:  # a numpy or torch scalar
+            result = result.item()
         if result is None:
             return Verdict.abstain("error", f"{self.name} returned None")
         if not isinstance(result, (bool, int, float)) or not math.isfinite(result) or not 0 <= result <= 1:

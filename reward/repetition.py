@@ -27,6 +27,7 @@ class RepetitionVerifier:
     """
 
     name = "repetition"
+    reads = frozenset({"completion_ids"})
 
     def __init__(self, *, size: int = 4, allowed: float = 0.5) -> None:
         if size < 1 or not 0 < allowed <= 1:

@@ -22,6 +22,14 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE = 1, 38, 4
 WORK = "/work"
 REPORT_FD = 200
+# Without the site module, which reads site-packages, exit and quit would be missing.
+BOOT = (
+    "import builtins, sys\n"
+    "builtins.exit = builtins.quit = sys.exit\n"
+    "del builtins\n"
+    f"__file__, sys.argv = '{WORK}/main.py', ['{WORK}/main.py']\n"
+    "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))"
+)
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -115,7 +123,7 @@ def run_program(config: dict[str, Any], stdin: int, trouble: int) -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONHASHSEED": "0",
     }
-    os.execve(config["python"], [config["python"], "-I", "-S", "-B", "-X", "utf8", WORK + "/main.py"], environment)
+    os.execve(config["python"], [config["python"], "-I", "-S", "-B", "-X", "utf8", "-c", BOOT], environment)
 
 
 def init(config: dict[str, Any]) -> None:

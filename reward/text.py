@@ -8,9 +8,13 @@ import unicodedata
 MAX_CHARS = 1_000_000  # what is longer is cut to its end: the answer stands there
 _INVISIBLE = dict.fromkeys([*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF, 0xAD])
 _THINK_NAMES = "think|thinking|thoughts?|reasoning|scratchpad|reflection|seed:think"
-_THINK = re.compile(rf"<\s*/?\s*(?:{_THINK_NAMES})\s*>|\[/?THINK\]|◁/?think▷", re.IGNORECASE)
+_THINK = re.compile(
+    rf"<\s*/?\s*(?:{_THINK_NAMES})\s*>|\[/?THINK\]|◁/?think▷|<\|(?:begin|end)_of_thought\|>", re.IGNORECASE
+)
 _STOP = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>|<｜end▁of▁sentence｜>")
-_ANSWER_TAG = re.compile(r"<\s*answer\s*>(.*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")  # thinking and answer as gpt-oss marks them
+_ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
+_BLANKS = re.compile(r"\s{3,}")
 
 
 def visible(text: str) -> str:
@@ -44,7 +48,7 @@ def after_thinking(text: str) -> str | None:
 
 
 def _closes(tag: re.Match[str]) -> bool:
-    return "/" in tag[0]
+    return "/" in tag[0] or "end_of" in tag[0].casefold()
 
 
 def _last_said(text: str, tags: list[re.Match[str]]) -> str:
@@ -63,9 +67,32 @@ def _is_prose(text: str, tag: re.Match[str]) -> bool:
 
 
 def until_stop(text: str) -> str:
-    """Cut at the first stop token: what a sampler lets run on after it is not the answer."""
+    """Cut at the first stop token: what a sampler lets run on after it is not the answer.
+
+    Where channels are marked, only the first final one is said.
+    """
+    channels = list(_CHANNEL.finditer(text))
+    if channels:
+        final = next((channel for channel in channels if channel[1] == "final"), None)
+        text = text[final.end() :] if final else ""
     stop = _STOP.search(text)
     return text[: stop.start()] if stop else text
+
+
+def squash(text: str) -> str:
+    """Long runs of blanks as one or two: they say nothing, and patterns would walk them again and again."""
+    return _BLANKS.sub(lambda run: "\n\n" if "\n" in run[0] else " ", text)
+
+
+def last_tags(text: str) -> list[str]:
+    """What the last answer tag holds, and those right before it: tags side by side are one list, as boxes are."""
+    tags = list(_ANSWER_TAG.finditer(text))
+    run = tags[-1:]
+    for before in reversed(tags[:-1]):
+        if not _side_by_side(text[before.end() : run[-1].start()]):
+            break
+        run.append(before)
+    return list(dict.fromkeys(tag[1].strip() for tag in reversed(run)))
 
 
 def answer_text(completion: str) -> str:
@@ -73,9 +100,9 @@ def answer_text(completion: str) -> str:
     said = after_thinking(until_stop(completion or ""))
     if said is None:
         return ""
-    tags = _ANSWER_TAG.findall(said)
+    tags = last_tags(said)
     if tags:
-        said = tags[-1]
+        said = ", ".join(tags)
     box = last_box(said)
     return box if box is not None else said
 
@@ -133,7 +160,19 @@ def last_box(text: str) -> str | None:
     return found[-1][2] if found else None
 
 
-_BETWEEN_BOXES = re.compile(r"(?:[\s,;$.&*]|\\[()\[\]]|\\text\s*\{?|\}|\band\b|\bor\b|\\quad|\\,)*")
+# Between two answers: marks, the number of a list's item, words that join alternatives; or a hedge in one sentence.
+_JOINED = re.compile(
+    r"(?:[^\w\\=+]|_|(?<!\d)\d{1,2}[.):]"
+    r"|\\(?:[()\[\]\\,;:! ]|(?:quad|qquad|lor|vee|cup|text|textbf|to|rightarrow)(?![a-zA-Z]))"
+    r"|(?<![^\W_])(?:and|or|vs|else|either|also|alternatively|maybe|perhaps|possibly)(?![^\W_])|或者?|和|及)*"
+    r"|[^.!?\n]*\b(?:might|may|maybe|perhaps|possibly|could|alternatively|or)\b[^.!?\n]*",
+    re.IGNORECASE,
+)
+MAX_BETWEEN = 200
+
+
+def _side_by_side(between: str) -> bool:
+    return len(between) <= MAX_BETWEEN and _JOINED.fullmatch(between) is not None
 
 
 def last_boxes(text: str) -> list[str]:
@@ -146,7 +185,7 @@ def last_boxes(text: str) -> list[str]:
         return []
     run = [found[-1]]
     for before in reversed(found[:-1]):
-        if before[2] is None or not _BETWEEN_BOXES.fullmatch(text[before[1] : run[0][0]]):
+        if before[2] is None or not _side_by_side(text[before[1] : run[0][0]]):
             break
         run.insert(0, before)
     return list(dict.fromkeys(content or "" for _, _, content in run))

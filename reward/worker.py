@@ -14,16 +14,15 @@ import pickle
 import resource
 import signal
 import struct
-import sys
 from collections.abc import Mapping
 from typing import IO, Any
 
-from reward.protocol import Verifier
+from reward.protocol import Verifier, rollout_reads
 from reward.registry import load
 from reward.verdict import Verdict
 
 HEADER = struct.Struct(">I")
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def write_frame(stream: IO[bytes], payload: bytes) -> None:
@@ -44,7 +43,9 @@ def read_frame(stream: IO[bytes]) -> bytes | None:
 def die_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process with the thread that started it, however busy it is then."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux: the closed pipe ends an idle worker
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a verifier starts and abandons stays below this process
     if parent and os.getppid() != parent:  # it died before the call
         os._exit(1)
 
@@ -63,12 +64,21 @@ def judge(verifier: Verifier, kind: str, completion: Any, example: Mapping[str, 
         return Verdict.wrong(reason="memory", detail="over the memory limit"), True
     except RecursionError:
         return Verdict.wrong(reason="unparsed", detail="nested too deeply"), False
-    except Exception as error:
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: a verifier must not end its worker
         return Verdict.abstain("error", f"{type(error).__name__}: {error}"[:500]), False
 
 
+def frame_of(token: int, verdict: Verdict, spoiled: bool) -> bytes:
+    """A verdict as its frame; one that JSON cannot hold is an abstention."""
+    try:
+        return json.dumps({"token": token, "verdict": verdict.to_json(), "spoiled": spoiled}).encode()
+    except (TypeError, ValueError) as error:
+        return frame_of(token, Verdict.abstain("error", f"{type(error).__name__}: {error}"[:500]), spoiled)
+
+
 def main() -> None:
-    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # an input() in a verifier must not eat frames
     os.dup2(2, 1)  # a print in a verifier must not end up among the frames
     first = read_frame(source)
     if first is None:
@@ -78,14 +88,14 @@ def main() -> None:
     limit_memory(start["memory_limit_mb"])
     try:
         verifier = load(start["spec"])
+        reads = sorted(rollout_reads(verifier))
     except Exception as error:
         write_frame(sink, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
         return
-    write_frame(sink, json.dumps({"ready": verifier.name}).encode())
+    write_frame(sink, json.dumps({"ready": verifier.name, "reads": reads}).encode())
     while (frame := read_frame(source)) is not None:
-        for kind, completion, example in pickle.loads(frame):
-            verdict, spoiled = judge(verifier, kind, completion, example)
-            write_frame(sink, json.dumps({"verdict": verdict.to_json(), "spoiled": spoiled}).encode())
+        for token, kind, completion, example in pickle.loads(frame):
+            write_frame(sink, frame_of(token, *judge(verifier, kind, completion, example)))
 
 
 if __name__ == "__main__":

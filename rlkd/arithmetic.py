@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkd.cluster.hardware import gpus_needed
+from rlkd.cluster.hardware import Hardware, gpu_need, gpus_needed, weights_transport
 from rlkd.models.materialise import ModelSpec
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
@@ -138,9 +138,19 @@ def _workers(recipe: Recipe) -> list[str]:
     lines.append(
         f"{cluster.placement}, {cluster.schedule}"
         + (f", rollouts at most {cluster.max_staleness} update(s) old" if cluster.schedule == "async" else "")
-        + f"; {gpus_needed(recipe)} GPU(s), or none at all: then everything runs on the CPU"
     )
+    need = gpu_need(recipe)
+    lines.append(f"{need.total} GPU(s), or none at all: then everything runs on the CPU. {need.describe(recipe)}")
+    lines.append(f"weights to the rollout engines: {_transports(recipe)}")
     return lines
+
+
+def _transports(recipe: Recipe) -> str:
+    """By kind of machine, where the recipe leaves it open."""
+    if recipe.cluster.weights != "auto":
+        return recipe.cluster.weights
+    on_gpu = weights_transport(recipe, Hardware(cpus=1, gpus=gpus_needed(recipe)))
+    return f"{on_gpu} on GPUs, {weights_transport(recipe, Hardware(cpus=1, gpus=0))} on the CPU"
 
 
 def _memory(recipe: Recipe, policy: Shape | None) -> list[str]:

@@ -143,6 +143,7 @@ def evaluate(
     card: Annotated[str, typer.Argument(help="data card (see `rlkd data cards`)")],
     samples: Annotated[int, typer.Option(help="completions a problem: avg@k, pass@k, maj@k")] = 1,
     temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="sample within this share of the distribution")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option()] = 512,
     stop: Annotated[int | None, typer.Option(help="only the first so many rows")] = None,
     seed: Annotated[int, typer.Option()] = 0,
@@ -154,7 +155,7 @@ def evaluate(
 
     from rlkd.trainer.eval_command import EvalJob, evaluate_model
 
-    job = EvalJob(model, card, samples, temperature, max_new_tokens, stop=stop, seed=seed)
+    job = EvalJob(model, card, samples, temperature, top_p, max_new_tokens, stop=stop, seed=seed)
     summary = evaluate_model(job, out or Path("runs") / f"eval-{Path(card).stem}")
     if as_json:
         typer.echo(json.dumps(summary, indent=2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from rlkd.methods import METHODS, Method
 PACKAGES = ("rlkd.tensors", "rlkd.divergences", "rlkd.advantages", "rlkd.objectives")
 SECTIONS = ("Args", "Returns", "Gradient", "Raises", "Source", "Differs", "Tested")
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+WIDTH = 100  # columns of what is printed
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def explain(name: str) -> str:
     key = name.strip().lower().replace("-", "_")
     functions = entries()
     if key in METHODS and key not in functions:
-        return _explain_method(METHODS[key], functions)
+        return _explain_method(METHODS[key], functions, recipes_of(key))
     if key in functions:
         return _explain_function(functions[key])
     for short, estimator in ESTIMATORS.items():
@@ -89,18 +91,24 @@ def explain(name: str) -> str:
 
 def index() -> list[IndexRow]:
     """Paper -> method -> function -> recipe -> test, one row a method and function."""
-    functions, used = entries(), recipe_kinds()
+    functions = entries()
     return [
-        IndexRow(
-            paper=method.paper,
-            method=name,
-            function=part,
-            recipes=tuple(sorted(recipe for recipe, kinds in used.items() if kinds & {*method.kinds})),
-            tests=functions[part].tests,
-        )
+        IndexRow(paper=method.paper, method=name, function=part, recipes=recipes, tests=functions[part].tests)
         for name, method in METHODS.items()
+        for recipes in [recipes_of(name)]
         for part in method.parts
     ]
+
+
+def recipes_of(method: str) -> tuple[str, ...]:
+    """Recipe files that use a method: by a `kind:` of it, or named after it (rltf_sd.yaml, paper/rltf-sd-*.yaml)."""
+    kinds = {*METHODS[method].kinds}
+    return tuple(recipe for recipe, used in recipe_kinds().items() if used & kinds or _namesake(recipe) == method)
+
+
+def _namesake(recipe: str) -> str | None:
+    stem = Path(recipe).stem.replace("-", "_")
+    return max((name for name in METHODS if f"{stem}_".startswith(f"{name}_")), key=len, default=None)
 
 
 def recipe_kinds(folder: Path = RECIPES) -> dict[str, set[str]]:
@@ -118,8 +126,8 @@ def render_index() -> str:
         if row.method != method:
             method = row.method
             recipes = ", ".join(row.recipes) or "-"
-            lines += ["", f"{method}  {METHODS[method].title} [{row.paper}]", f"    recipes: {recipes}"]
-        lines.append(f"    {row.function}: {', '.join(row.tests)}")
+            lines += ["", f"{method}  {METHODS[method].title} [{row.paper}]", *_item("recipes", recipes)]
+        lines += _item(row.function, ", ".join(row.tests) or "-")
     return "\n".join(lines[1:])
 
 
@@ -132,17 +140,46 @@ def _sections(text: str) -> Iterator[tuple[str, str]]:
 def _explain_function(entry: Entry) -> str:
     methods = [name for name, method in METHODS.items() if entry.name in method.parts]
     used = f"\n\nPart of: {', '.join(methods)}" if methods else ""
-    return f"{entry.name} ({entry.module})\n\n{entry.text}{used}"
+    if entry.name in METHODS:
+        method = METHODS[entry.name]
+        lines = (f"{method.title} [{method.paper}]: {method.how}", f"Made of: {', '.join(method.parts)}")
+        recipes = f"Recipes: {', '.join(recipes_of(entry.name)) or 'none of its own'}"
+        used += "\n\nAs a method\n" + "\n".join(line for text in (*lines, recipes) for line in _wrapped(text))
+    return f"{entry.name} ({entry.module})\n\n{_plain(entry.text)}{used}"
 
 
-def _explain_method(method: Method, functions: dict[str, Entry]) -> str:
-    lines = [f"{method.title} [{method.paper}]", "", method.how]
+def _explain_method(method: Method, functions: dict[str, Entry], recipes: tuple[str, ...]) -> str:
+    lines = [f"{method.title} [{method.paper}]", "", *textwrap.wrap(method.how, WIDTH)]
+    lines += [
+        "",
+        *textwrap.wrap(f"Recipes: {', '.join(recipes) or 'none of its own'}", WIDTH, subsequent_indent="    "),
+    ]
     for part in method.parts:
         entry = functions[part]
-        lines += ["", f"{part}: {entry.summary}", *([entry.formula] if entry.formula else [])]
-        lines += [
-            f"    {title}: {' '.join(entry.sections[title].split())}"
-            for title in ("Gradient", "Source", "Differs", "Tested")
-            if title in entry.sections
-        ]
-    return "\n".join(lines)
+        lines += ["", part, *textwrap.wrap(entry.summary, WIDTH, initial_indent="    ", subsequent_indent="    ")]
+        lines += ["", textwrap.indent(entry.formula, "    "), ""] if entry.formula else []
+        for title in ("Gradient", "Source", "Differs", "Tested"):
+            lines += _item(title, entry.sections[title]) if title in entry.sections else []
+    lines += ["", f"Arguments, shapes and refusals of one of them: rlkd explain {method.parts[0]}"]
+    return _plain("\n".join(lines))
+
+
+def _item(title: str, text: str) -> list[str]:
+    """``title: text`` in lines of the page's width, indented below the title."""
+    return _wrapped(f"{title}: {' '.join(text.split())}")
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent="    ",
+        subsequent_indent="        ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _plain(text: str) -> str:
+    """Docstring marks are for editors."""
+    return text.replace("``", "")

@@ -80,8 +80,18 @@ METHODS: dict[str, Method] = {
     "kdrl": Method(
         "KDRL",
         "2506.02208",
-        "GRPO plus k2 at the same tokens, or the log-ratio added to the advantage; masks by correctness; schedules",
-        ("kdrl_joint", "additive_advantage", "distill_mask", "clipped_surrogate", "anneal", "hard_switch", "constant"),
+        "GRPO plus k2 at the same tokens, or the log-ratio added to the advantage; masks by correctness; schedules; on "
+        "older rollouts k2 times the truncated weight",
+        (
+            "kdrl_joint",
+            "additive_advantage",
+            "distill_mask",
+            "clipped_surrogate",
+            "truncated_importance_weight",
+            "anneal",
+            "hard_switch",
+            "constant",
+        ),
         ("kdrl",),
     ),
     "redi": Method(
@@ -135,7 +145,7 @@ METHODS: dict[str, Method] = {
         "2602.02482",
         "two-turn policy gradient plus the revised answer credited under the bare prompt, first-turn mean as baseline",
         ("first_turn_advantages", "turn_advantages", "rltf_self_distillation", "linear"),
-        ("rltf", "rltf_sd"),
+        ("rltf_sd",),
     ),
     "rltf_fm": Method(
         "RLTF-FM",

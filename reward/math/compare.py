@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from reward.math.nodes import SCALARS, Node
+from reward.math.nodes import SCALARS, Node, UnparsedError
 from reward.math.policy import Policy
-from reward.math.scalar import free_symbols, ratio_constant, same_value, scalar_equal
+from reward.math.scalar import free_symbols, ratio_constant, same_function, same_value, scalar_equal
 from reward.math.sets import ORDERS, as_set, same_set
+from reward.math.structure import BOUND, parse
 
 __all__ = ["equivalent"]
 MAX_ITEMS = 200
@@ -25,13 +27,16 @@ def equivalent(gold: Node, answer: Node, policy: Policy) -> bool:
             return verdict
     if gold.op == "list" or answer.op == "list":
         return _lists(gold, answer, policy)
+    if gold.op == "set" and len(gold.args) == 1 and answer.op in SCALARS:
+        gold = gold.args[0]  # {2} is answered by 2; 2 is not answered by a set
     if gold.op in SCALARS and answer.op in SCALARS:
-        return scalar_equal(gold, answer, policy)
+        return scalar_equal(gold, answer, policy) or _units_in_letters(gold, answer)
     if gold.op == "tuple" and answer.op == "tuple":
         return _tuples(gold, answer, policy) or _sets(gold, answer)
     if gold.op == "set" and answer.op == "set":
         return _unordered(gold.args, answer.args, policy)
-    if gold.op == "matrix" and answer.op == "matrix":
+    if gold.op == "matrix" and answer.op in ("matrix", "tuple"):
+        answer = _as_matrix(answer)
         return gold.name == answer.name and _ordered(gold.args, answer.args, policy)
     if gold.op == "cases" and answer.op == "cases":
         return _unordered(gold.args, answer.args, policy)
@@ -40,6 +45,18 @@ def equivalent(gold: Node, answer: Node, policy: Policy) -> bool:
     if gold.op == "based":
         return _based(gold, answer, policy)
     return _sets(gold, answer)
+
+
+def _units_in_letters(gold: Node, answer: Node) -> bool:
+    """2 m without \\text reads as 2 times m: the side that has a unit is multiplied by its letters too."""
+    if bool(gold.unit) == bool(answer.unit):
+        return False
+    worded, other = (gold, answer) if gold.unit else (answer, gold)
+    try:
+        unit = parse(worded.unit)
+    except UnparsedError:
+        return False
+    return bool(free_symbols(unit)) and same_function(Node("mul", (replace(worded, unit=""), unit)), other)
 
 
 def _expand(node: Node) -> Node:
@@ -99,6 +116,8 @@ def _chain_value(node: Node, *, loose: bool, other: Node, policy: Policy) -> Nod
     for index, side in enumerate(node.args[:-1]):
         if side.op in ("text", "call") or (side.op == "sym" and index == 0 and side.name not in free_symbols(last)):
             continue
+        if index == 0 and _is_segment(side) and not free_symbols(last):
+            continue
         point = side.op == last.op == "tuple" and index == 0 and len(side.args) == len(last.args)
         if point and all(arg.op == "sym" for arg in side.args):  # (x, y) = (1, 2)
             continue
@@ -112,6 +131,11 @@ def _chain_value(node: Node, *, loose: bool, other: Node, policy: Policy) -> Nod
         if not same_value(side, last, policy):
             return None
     return last
+
+
+def _is_segment(node: Node) -> bool:
+    """AB, the length between two points."""
+    return node.op == "mul" and all(arg.op == "sym" and len(arg.name) == 1 and arg.name.isupper() for arg in node.args)
 
 
 def _two_relations(gold: Node, answer: Node, policy: Policy) -> bool | None:
@@ -176,6 +200,10 @@ def _same_step(one: Step, two: Step) -> bool:
 
 
 def _sets(gold: Node, answer: Node) -> bool:
+    """As sets of numbers. Conditions on different symbols are different: y > 2 does not answer x > 2."""
+    symbols = [free_symbols(node) - {BOUND} for node in (gold, answer)]
+    if all(symbols) and symbols[0] != symbols[1]:
+        return False
     left, right = as_set(gold), as_set(answer)
     return left is not None and right is not None and same_set(left, right)
 
@@ -187,7 +215,8 @@ def _lists(gold: Node, answer: Node, policy: Policy) -> bool:
     """Bare lists are unordered unless a dot dot dot makes them sequences; sets count as lists, tuples by policy."""
     if gold.op == "list" and answer.op == "list":
         if all(arg.op == "rel" and set(arg.name.split()) & ORDERS for arg in (*gold.args, *answer.args)):
-            return _sets(gold, answer) or _unordered(gold.args, answer.args, policy)
+            joined = {gold.name, answer.name} != {"and", "or"} and _unordered(gold.args, answer.args, policy)
+            return joined or _sets(gold, answer)
         ours, theirs = _strip_shared_label(gold.args), _strip_shared_label(answer.args)
         if any(arg.op == "ellipsis" for arg in (*ours, *theirs)):
             return _ordered(ours, theirs, policy)
@@ -234,6 +263,13 @@ def _unordered(ours: Sequence[Node], theirs: Sequence[Node], policy: Policy) -> 
             return False
         rest.remove(found)
     return True
+
+
+def _as_matrix(node: Node) -> Node:
+    """[[1, 2], [3, 4]] as the matrix of these rows."""
+    if node.op != "tuple" or not all(arg.op == "tuple" and arg.name == node.name == "[]" for arg in node.args):
+        return node
+    return Node("matrix", tuple(Node("row", row.args) for row in node.args))
 
 
 def _based(gold: Node, answer: Node, policy: Policy) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from fractions import Fraction
+from functools import reduce
 
 from reward.math.cursor import Cursor
 from reward.math.lexer import FUNCTIONS, Token
-from reward.math.nodes import Node, UnparsedError, fn, num, sym
+from reward.math.nodes import Node, UnparsedError, fn, num, substitute, sym
 
+MAX_TERMS, MAX_SERIES = 100, 5000  # terms of a sum that is written out; nodes of all of them
 _STOPS = frozenset([*"+-)]}|=<>,;:&", "row", "le", "ge", "ne", "and", "or", "pm", "mp", "\\}"])
 _DECORATIONS = frozenset(
     ["overline", "bar", "hat", "vec", "ddot", "tilde", "widehat", "overrightarrow", "underline", "dot", "mathring"]
@@ -87,7 +89,7 @@ class ExpressionReader(Cursor):
         return Node("mul", (node, self._power()))
 
     def _after_bracket(self) -> bool:
-        return self._here > 0 and self._tokens[self._here - 1].text in (")", "]", "}", "|")
+        return self._here > 0 and self._tokens[self._here - 1].text in (")", "]", "}", "|", "!")
 
     def _after_number(self) -> bool:
         return self._here > 0 and self._tokens[self._here - 1].kind == "num"
@@ -179,8 +181,7 @@ class ExpressionReader(Cursor):
     def _postfix(self, node: Node) -> Node:
         while True:
             if self._is("!"):
-                self._take()
-                node = Node("fact", (node,))
+                node = self._factorial(node)
             elif self._is("%"):
                 self._take()
                 node = Node("percent", (node,))
@@ -192,6 +193,16 @@ class ExpressionReader(Cursor):
                 node = Node("degree", (node,))
             else:
                 return node
+
+    def _factorial(self, node: Node) -> Node:
+        """n! or n!!, the double factorial."""
+        count = 0
+        while self._is("!"):
+            self._take()
+            count += 1
+        if count > 2:
+            raise UnparsedError("more than two exclamation marks")
+        return Node("fact", (node,)) if count == 1 else fn("fac2", node)
 
     # -- atoms
 
@@ -279,11 +290,32 @@ class ExpressionReader(Cursor):
             return self._subscripted(f"{name}_{inner.name}") if inner.op == "sym" else fn(name, inner)
         if name in _GEOMETRY:
             return sym(name + self._letters())
+        if name in ("sum", "prod"):
+            return self._series(name)
         if name == "ldots":
             return Node("ellipsis")
         if name in FUNCTIONS:
             return self._function(name)
         raise UnparsedError(f"\\{name}")
+
+    def _series(self, name: str) -> Node:
+        """A sum or product over few whole numbers, written out. Others are no value that we compute."""
+        self._take("_")
+        self._take("{")
+        index = self._atom()
+        self._take("=")
+        low = self._sum()
+        self._take("}")
+        self._take("^")
+        high = self._exponent()
+        body = self._signed_product() if name == "sum" else self._power()
+        ends = [end.value for end in (low, high) if end.op == "num" and end.value.denominator == 1]
+        if index.op != "sym" or len(ends) != 2 or not 0 <= ends[1] - ends[0] < MAX_TERMS:
+            raise UnparsedError(f"\\{name} without small whole bounds")
+        terms = [substitute(body, {index.name: Fraction(at)}) for at in range(int(ends[0]), int(ends[1]) + 1)]
+        if len(terms) * sum(1 for _ in body.walk()) > MAX_SERIES:
+            raise UnparsedError(f"\\{name} too large")
+        return _add(terms) if name == "sum" else reduce(lambda one, two: Node("mul", (one, two)), terms)
 
     def _letters(self) -> str:
         """The capital letters that name an angle or a triangle."""
@@ -291,6 +323,9 @@ class ExpressionReader(Cursor):
         while (token := self._peek()) is not None and token.kind in ("sym", "text") and token.text.isupper():
             letters += token.text
             self._here += 1
+            if self._is("_"):
+                self._take()
+                letters += f"_{self._raw_argument()}"
         return letters
 
     def _root(self) -> Node:

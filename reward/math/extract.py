@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
-from reward.text import after_thinking, boxes, last_boxes, until_stop
+from reward.text import after_thinking, boxes, last_boxes, last_tags, squash, until_stop
 
 MAX_ANSWER = 20_000
+MAX_TURNS = 20  # that are looked at: an answer stands before the first few or before none
 TAIL = 4000  # of a text without box or tag: the answer is looked for at its end
 
-_ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
 _TURN = re.compile(
     r"\n\s*(?:#+\s*)?(?:\*\*)?(?:next\s+)?(?:question|problem|user|human|instruction|exercise|q|task|input)(?:\s*\d+)?\s*(?:\*\*)?\s*:"
     r"|<\|(?:im_start|start_header_id|user|begin_of_text)\|?>|\[INST\]",
     re.IGNORECASE,
 )
+_HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->", re.DOTALL)
 _COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
+_DOUBT = re.compile(r"[\s$*]*(?:\\[\])])?\?")
 _GSM = re.compile(r"####\s*(.+)")
 
 # Words that announce the answer, per language. Decimal commas are read in answers that such a word announces.
@@ -25,18 +28,28 @@ _ENGLISH = (
     r"(?:is(?:\s+(?:therefore|thus|then|just|simply))?(?!\w)|are\b|equals\b|=|:|：|will\s+be\b|would\s+be\b|comes\s+(?:out\s+)?to\b)"
 )
 _EAST_ASIAN = (
-    r"(?:最终|最后的?|正确)?答案\s*(?:应该|就)?\s*(?:是|为|：|:)|结果\s*(?:是|为|：|:)|答え\s*(?:は|：|:)|答\s*(?:：|:)|"
+    r"(?:最[终終]|最[后後]的?|正[确確])?答案\s*(?:应该|應該|就)?\s*(?:是|[为為]|：|:)|[结結]果\s*(?:是|[为為]|：|:)|答え\s*(?:は|：|:)|答\s*(?:：|:)|"
     r"(?:정답|답)\s*(?:은|는|:)"
 )
 _COMMA_LANGUAGES = (
     r"(?:la\s+)?respuesta(?:\s+final|\s+correcta)?\s*(?:es|:)|(?:la\s+)?r[ée]ponse(?:\s+finale)?\s*(?:est|:)|"
     r"(?:die\s+)?antwort\s*(?:ist|lautet|:)|(?:la\s+)?risposta(?:\s+finale)?\s*(?:è|e'|:)|"
-    r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|ответ\s*(?:\s*—|\s*-|:|равен)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)"
+    r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)|"
+    r"(?:das\s+)?ergebnis\s*(?:ist|lautet|:)|jawaban(?:nya)?\s*(?:adalah|:)|cevap\s*:"
 )
-_ANCHOR = re.compile(
-    f"(?P<plain>{_ENGLISH}|{_EAST_ASIAN})|(?P<comma>{_COMMA_LANGUAGES})|(?P<gsm>^A\\s*:|^[#*\\s]*(?:final\\s+)?answer[*\\s]*:?\\s*[*]*\\s*$)",
-    re.I | re.MULTILINE,
+_OTHER_COMMA_LANGUAGES = (
+    r"ответ\s*(?:\s*—|\s*-|:|равен)|(?:đáp\s+án|câu\s+trả\s+lời)\s*(?:là|:)|"
+    r"(?:الجواب|الإجابة)\s*(?:هو|هي|:)|उत्तर\s*(?:है|:)"
 )
+_COMMA_LANGUAGE = re.compile(f"{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES}", re.IGNORECASE)
+_LINES = r"(?P<gsm>^A\s*:|^[#*\s]*(?:final\s+)?answer[*\s]*:?\s*[*]*\s*$)"
+_ANCHORS = {  # by whether the text is ASCII: most are, and other scripts cannot stand there
+    True: re.compile(f"(?P<plain>{_ENGLISH})|(?P<comma>{_COMMA_LANGUAGES})|{_LINES}", re.I | re.MULTILINE),
+    False: re.compile(
+        f"(?P<plain>{_ENGLISH}|{_EAST_ASIAN})|(?P<comma>{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES})|{_LINES}",
+        re.I | re.MULTILINE,
+    ),
+}
 _SENTENCE_END = re.compile(
     r"(?<=[^.\s])\.(?=\s+[A-Z\"'(\\*]|\s*$|\s*\n|\*)|\n|[。；！？]|(?<=\d)!(?=\s+[A-Z])|"
     r",?\s+(?:because|since|which|so|as\s+(?:required|desired|we|the)|where|i\.e\.|hence|thus|therefore|but|for\s+the)\b|"
@@ -73,23 +86,27 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
     said = after_thinking(until_stop(completion))
     if said is None:
         return None
+    said = squash(_HIDDEN.sub(" ", said) if "<!--" in said else said)
     said = _this_turn(_COMMENT.sub("", said) if "%" in said else said)
-    tags = _ANSWER_TAG.findall(said)
+    tags = last_tags(said)
     if tags:
-        inner = tags[-1].strip()
+        inner = ", ".join(tags)
         boxed = _from_boxes(inner)
         return boxed or (None if "\\boxed" in inner or not inner else _announced(inner) or Extracted(inner, "tag"))
     if "\\boxed" in said or "\\fbox" in said or "\\framebox" in said:
         boxed = _from_boxes(said)
-        return boxed if boxed or boxes(said) else _announced(said)
+        if boxed:
+            comma = re.search(r"\d,\d", boxed.text) and _COMMA_LANGUAGE.search(said[-TAIL:])
+            return replace(boxed, comma=bool(comma))
+        return None if boxes(said) else _announced(said)
     return _announced(said) or (_stated(said) if prose else None)
 
 
 def _this_turn(text: str) -> str:
     """Cut where the model begins to play the next question, once it has answered this one."""
-    for turn in _TURN.finditer(text):
+    for turn in islice(_TURN.finditer(text), MAX_TURNS):
         before = text[: turn.start()]
-        if "\\boxed" in before or _ANSWER_TAG.search(before) or _ANCHOR.search(before[-TAIL:]):
+        if "\\boxed" in before or last_tags(before) or _ANCHORS[before.isascii()].search(before[-TAIL:]):
             return before
     return text
 
@@ -98,9 +115,10 @@ def _from_boxes(text: str) -> Extracted | None:
     """The last box. Boxes side by side with nothing said between them are one list."""
     side_by_side = last_boxes(text)
     answer = ", ".join(side_by_side)
-    if not answer or len(answer) > MAX_ANSWER:
+    found = boxes(text)
+    if not answer or len(answer) > MAX_ANSWER or _DOUBT.match(text, found[-1][1]):
         return None
-    whole = dict.fromkeys(content for _, _, content in boxes(text) if content is not None)
+    whole = dict.fromkeys(content for _, _, content in found if content is not None)
     return Extracted(answer, "box", tuple(whole), tuple(side_by_side))
 
 
@@ -110,7 +128,7 @@ def _announced(text: str) -> Extracted | None:
     gsm = list(_GSM.finditer(tail))
     if gsm:
         return Extracted(gsm[-1][1].strip(), "hash")
-    anchors = list(_ANCHOR.finditer(tail))
+    anchors = list(_ANCHORS[tail.isascii()].finditer(tail))
     if not anchors:
         return None
     anchor = anchors[-1]
@@ -143,7 +161,8 @@ def _value_of(rest: str) -> str:
         return inner.strip() + (f" \\text{{ {word}}}" if word else "")
     rest = re.sub(r"(?<=\d)\s+\((?!or\b)[a-z -]+\)(?=[.\s]*$)", "", rest)  # 8 (eight)
     end = _SENTENCE_END.search(rest)
-    return (rest[: end.start()] if end else rest).strip(" \t*_`,;").removesuffix(".").strip(" *_")
+    value = re.sub(r"(?<=[*_$])!+$", "", rest[: end.start()] if end else rest)  # **5**! is no factorial
+    return value.strip(" \t*_`,;").removesuffix(".").strip(" *_")
 
 
 def _only_word(after: str) -> bool:

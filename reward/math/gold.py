@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+import mpmath
+
 from reward.math.nodes import SCALARS, Node, UnparsedError
 from reward.math.normalise import clean
-from reward.math.scalar import free_symbols
+from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign
 from reward.math.structure import parse
-from reward.math.value import UndefinedError, exact
+from reward.math.value import Approximator, PoleError, TooLargeError, UndefinedError, exact
 from reward.text import last_box
 
 _SENTINEL_WORDS = """
-proof notfound not_found nan none null nil n/a na unknown see_solution see_below todo tbd - ? error missing omitted
+proof notfound not_found nan none null nil n/a na unknown see_solution see_below see_above todo tbd - ? error
+missing omitted tba invalid [invalid] unanswerable answer solution \\square \\blacksquare \\qed \\boxed
 no_answer not_available not_applicable no_final_answer nothing empty
 """
 SENTINELS = frozenset(_SENTINEL_WORDS.split())
+_NO_ANSWER = re.compile(
+    r"\bsee\b.*\b(?:explanations?|solutions?|above|below)\b|\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
+)
 MAX_GOLD_BITS = 10_000
-MAX_WORDS = 8  # of a gold in words; a longer one is a solution, not an answer
+MAX_WORDS = 12  # of a gold in words; a longer one is a solution, not an answer
 
 
 class BadGoldError(Exception):
@@ -44,7 +51,8 @@ def gold_text(answer: Any) -> str:
         text = text.rpartition("####")[2]
     box = last_box(text)
     text = clean(box if box is not None else text)
-    if not text or text.casefold().replace(" ", "_") in SENTINELS or flat(text).replace(" ", "_") in SENTINELS:
+    words = flat(text).replace(".", "").lstrip("+-")
+    if not words or _NO_ANSWER.search(words) or {text.casefold(), words.replace(" ", "_")} & SENTINELS:
         raise BadGoldError(f"answer {answer!r:.80} is no answer")
     if fault := _fault(text):
         raise BadGoldError(f"{fault}: {text[:80]!r}")
@@ -58,19 +66,36 @@ def _fault(text: str) -> str:
     if len(words) > MAX_WORDS:
         return f"{len(words)} words look like a solution"
     trees = readings(text)
-    if not trees and not re.search(r"[^\W\d_]", text):
+    bare = re.sub(r"\\[a-zA-Z]+", "", text)
+    if not trees and bare.strip() and not re.search(r"[^\W_]", bare):
         return "unreadable"
     return "" if not trees or any(map(has_value, trees)) else "has no value"
 
 
 def has_value(node: Node) -> bool:
     """Whether nothing in it divides by zero. Not a computation of its value: that may be large."""
+    if node.op in SCALARS and node.has("infinity"):
+        return infinite_sign(node) != 0  # a difference or a quotient of infinities is nothing
     if node.op in SCALARS and not free_symbols(node):
         try:
-            exact(node)
-        except UndefinedError:
+            if exact(node) is None:
+                with _MP, mpmath.workdps(DIGITS):
+                    Approximator({}).value(node)
+        except PoleError:
+            return False
+        except (UndefinedError, TooLargeError):
+            return True
+    for part in node.walk():
+        if part.op == "div" and not free_symbols(part.args[1]) and exact_or_none(part.args[1]) == 0:
             return False
     return all(has_value(arg) for arg in node.args if arg.op not in SCALARS)
+
+
+def exact_or_none(node: Node) -> Fraction | None:
+    try:
+        return exact(node)
+    except UndefinedError:
+        return None
 
 
 @lru_cache(maxsize=4096)
@@ -94,5 +119,5 @@ def flat(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    """Identity of formulas up to blanks, which is looked at before anything is evaluated."""
-    return re.sub(r"\s+", "", text)
+    """Identity of formulas up to blanks, which is looked at before anything is evaluated. 3 1/2 is not 31/2."""
+    return re.sub(r"\s+(?![\d.])|(?<!\d)\s+", "", text)

@@ -110,7 +110,8 @@ _TEXT_MACROS = frozenset(
 )
 _RENAMED = {
     "leq": "le", "geq": "ge", "leqslant": "le", "geqslant": "ge", "lt": "<", "gt": ">", "neq": "ne", "dfrac": "frac",
-    "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "varnothing": "emptyset",
+    "nicefrac": "frac",
+    "tfrac": "frac", "cfrac": "frac", "sfrac": "frac", "dbinom": "binom", "tbinom": "binom", "varnothing": "emptyset",
     "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "dots": "ldots", "cdots": "ldots", "vert": "|",
     "mid": "|", "lvert": "|", "rvert": "|", "ast": "*", "times": "*", "cdot": "*", "div": "/", "colon": ":",
     "land": "and", "wedge": "and", "lor": "or", "vee": "or", "backslash": "setminus", "rightarrow": "to",
@@ -121,8 +122,8 @@ _NUMBER = re.compile(r"\d+\.\d+|\d+\.(?!\d)|\.\d+|\d+")
 _SCIENTIFIC = re.compile(r"(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,9})(?![\d.a-zA-Z])")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d])")
-_UNIT = re.compile(r"[A-Za-z°]+(?:\^?-?\d)?(?:\s*[/·*]\s*[A-Za-z]+(?:\^?-?\d)?)*")
-_COUNTED = re.compile(r"\d[\d.,]*%?\s+[A-Za-z][A-Za-z ]*")
+_UNIT = re.compile(r"[A-Za-z°]+(?:\^?-?\d)?(?:(?:\s*[/·*]\s*|\s+)[A-Za-z]+(?:\^?-?\d)?)*")
+_COUNTED = re.compile(r"\d[\d.,]*%?\s*(?:\s[A-Za-z]|[^\W\d_a-zA-Z])(?:[^\W\d_]| )*")
 _MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
 
 
@@ -206,6 +207,8 @@ class Lexer:
         else:
             match = _NUMBER.match(rest)
             assert match
+            if not self._grouped and re.match(r"0\d", match[0]):
+                raise UnparsedError("12,000 is no list of 12 and 000")
             self._add("num", match[0], Fraction(match[0].rstrip(".")), _decimals(match[0]))
         self._here += match.end()
 
@@ -255,7 +258,7 @@ class Lexer:
         end = closing_brace(self._text, start)
         if end is None:
             raise UnparsedError("open brace")
-        content = self._text[start + 1 : end - 1].strip()
+        content = re.sub(r"(?<=[a-zA-Z])\.", "", self._text[start + 1 : end - 1].strip())  # p.m., sq. ft.
         if content in FUNCTIONS or content in CONSTANTS:
             self._add("cmd", content)
         elif content.casefold() in ("and", "or"):
@@ -273,7 +276,7 @@ class Lexer:
         self._here = end
 
     def _after_value(self) -> bool:
-        return self._tokens[-1].kind in ("num", "text") or self._tokens[-1].text in (")", "}", "^")
+        return self._tokens[-1].kind in ("num", "text") or self._tokens[-1].text in (")", "}", "^", "circ")
 
     def _environment(self, name: str, start: int) -> None:
         match = re.compile(r"\s*\{([a-zA-Z]+)\*?\}(?:\s*\{[lcr|]*\})?").match(self._text, start)

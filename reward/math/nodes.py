@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 
@@ -49,6 +49,12 @@ def sym(name: str) -> Node:
 
 def fn(name: str, *args: Node) -> Node:
     return Node("fn", args, name)
+
+
+def substitute(node: Node, point: dict[str, Fraction]) -> Node:
+    if node.op == "sym" and node.name in point:
+        return num(point[node.name])
+    return replace(node, args=tuple(substitute(arg, point) for arg in node.args)) if node.args else node
 
 
 SCALARS = frozenset(

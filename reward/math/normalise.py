@@ -75,11 +75,18 @@ _VULGAR_RUN = re.compile(f"(\\d?)\\s*([{''.join(_VULGAR)}])")
 _THIN = "\u00a0\u2009\u202f\u2008\u2007"
 # Only groups of three digits are groups: 12\,345 is a number, 1\,23 is not.
 _THIN_GROUP = re.compile(
-    rf"(?<![\d.,])\d{{1,3}}(?:(?:\\[,;! ]|\\thinspace\s*|~|[{_THIN}]|\{{,\}}|,\\!|'|\\')\d{{3}})+(?![\d])"
+    rf"(?<![\d.])(?<!(?<!\\),)\d{{1,3}}(?:(?:\\[,;! ]|\\thinspace\s*|~|[{_THIN}]|\{{,\}}|,\\!|'|\\')\d{{3}})+(?![\d])"
 )
+_SPACED_GROUPS = re.compile(r"-?\s?\d{1,3}(?: \d{3})+(?:\.\d+)?")  # only as the whole answer: 1 234 567
 _NOISE = re.compile(
-    r"(?<!\\)\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?|[bB]igg?|,|;|!|:|>|\s|quad|qquad|thinspace|nolimits"
-    r"|hfill|enspace|middle|allowbreak|nonumber|notag|strut)(?![a-zA-Z])|~|\\(?:hspace|vspace|label|tag|phantom)\*?\{[^{}]*\}"
+    r"(?<!\\)\\(?:[,;!:>]|\s|(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?|quad|qquad|thinspace|nolimits|hfill"
+    r"|enspace|middle|allowbreak|nonumber|notag|strut|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|checkmark)(?![a-zA-Z]))|~|\\(?:hspace|vspace|label|tag|phantom)\*?\{[^{}]*\}"
+)
+_ROW_SPACE = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|ex|em|mm|cm|in)\s*\]")
+_BLANKS = re.compile(r"[ \t\r\n]{2,}")
+_DOLLARS = re.compile(r"\\\$\s*(\d[\d,]*(?:\.\d+)?)(?![\d.,]*\s*[\\\w{^/*(])")  # \$5 is 5 dollars, not 5 cents
+_ALIGNED = re.compile(
+    r"\s*\\begin\{(aligned|align|gathered|gather|split|equation)\*?\}(.*)\\end\{\1\*?\}\s*", re.DOTALL
 )
 _DRESSING = re.compile(r"\\(?:mathbf|mathit|boldsymbol|bm|mathsf|mathtt|mathcal|pmb|emph|underline|mathord)\s*(?=\{)")
 _STYLE_SWITCH = re.compile(r"\\(?:bf|it|rm|sf|tt|bfseries|itshape)(?![a-zA-Z])")
@@ -94,28 +101,36 @@ _ORDINAL = re.compile(
 
 
 MAX_BOXES = 50  # one inside the other; more is not an answer
-_OVER = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}")
+_OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 
 
 def clean(text: str) -> str:
     """One spelling of a formula. Idempotent in effect; never evaluates anything."""
+    text = _ROW_SPACE.sub(" ", _BLANKS.sub(" ", text))
     text = _VULGAR_RUN.sub(lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]], text)
     text = _SUP_RUN.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _SUB_RUN.sub(lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
     text = _SIGN.sub(lambda m: _SIGNS[m[0]], text)
     text = _THIN_GROUP.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _SIGN.sub(lambda m: _SIGNS[m[0]], visible(text))
-    text = _strip_wrappers(text)
-    text = _OVER.sub(r"\\frac{\1}{\2}", text)
+    text = _strip_wrappers(_one_line(_DOLLARS.sub(r"\1 \\text{ dollars}", text)))
+    text = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", text)
     text = _DRESSING.sub("", _STYLE_SWITCH.sub(" ", _COLOUR.sub("", text)))
-    text = _NOISE.sub(" ", text).replace("{,}", ",")
-    text = (
-        _ORDINAL.sub(" ", text) if re.search(r"\d\s*\^?\s*\{?\s*(?:\\\w+)?\s*\{?\s*(?:st|nd|rd|th)\b", text) else text
-    )
-    text = _trim(" ".join(text.split()))
-    while text.startswith("{") and "," not in text and closing_brace(text, 0) == len(text):
+    text = " ".join(_NOISE.sub(" ", text).replace("{,}", "." if text.count("{,}") == 1 else ",").split())
+    text = _trim(" ".join(_ORDINAL.sub(" ", text).split()))
+    if _SPACED_GROUPS.fullmatch(text):
+        text = text.replace(" ", "")
+    for _ in range(MAX_BOXES):
+        if not text.startswith("{") or "," in text or closing_brace(text, 0) != len(text):
+            break
         text = _trim(text[1:-1])
     return text
+
+
+def _one_line(text: str) -> str:
+    """An alignment of a single line without its dressing."""
+    lines = _ALIGNED.fullmatch(text)
+    return text if lines is None or "\\\\" in lines[2] else lines[2].replace("&", "")
 
 
 def _strip_wrappers(text: str) -> str:
@@ -146,10 +161,5 @@ def _trim(text: str) -> str:
     while before != text:
         before = text
         text = _LABEL.sub("", text.strip())
-        text = (
-            re.sub(r"[\s.,;:!?]+$", "", text)
-            if not re.search(r"\d\s*!$|[a-zA-Z})]\s*!$", text)
-            else text.rstrip(" .,;:?")
-        )
-        text = re.sub(r"^[\s,;:*_`\"=]+|[\s*_`\"]+$", "", text)
+        text = text.rstrip(" .,;:").lstrip(' ,;:*_`"=').rstrip(' *_`"')  # no "?": a doubt; no "!": a factorial
     return text

@@ -10,7 +10,7 @@ from typing import Any
 
 import mpmath
 
-from reward.math.nodes import Node, num
+from reward.math.nodes import Node, substitute
 from reward.math.policy import Policy
 from reward.math.value import CONSTANT_NAMES, Approximator, TooLargeError, UndefinedError, exact
 
@@ -92,9 +92,9 @@ def same_value(gold: Node, answer: Node, policy: Policy) -> bool:
         return True
     if left is not None and right is not None and gold.decimals < 0 and answer.decimals < 0:
         return False
-    if answer.decimals >= 0 or gold.decimals >= 0:
-        return _rounds_to(gold, answer, policy)
-    return _close(gold, answer)
+    if (answer.decimals >= 0 or gold.decimals >= 0) and _rounds_to(gold, answer, policy):
+        return True
+    return (left is None or right is None) and _close(gold, answer)
 
 
 def _close(gold: Node, answer: Node) -> bool:
@@ -146,11 +146,14 @@ def _significant(node: Node) -> int:
 def _within(decimal: Node, other: Node, *, cut: bool) -> bool:
     with _MP, mpmath.workdps(DIGITS):
         try:
-            difference = abs(Approximator({}).value(other) - Approximator({}).value(decimal))
+            value, written = Approximator({}).value(other), Approximator({}).value(decimal)
+            difference = abs(value - written)
         except (UndefinedError, TooLargeError):
             return False
         unit = mpmath.mpf(10) ** -decimal.decimals
-        return bool(difference <= unit / 2 * (1 + mpmath.mpf(10) ** -20)) or (cut and bool(difference < unit))
+        if cut and abs(value) >= abs(written):  # digits are cut off towards zero, never away from it
+            return bool(difference < unit)
+        return bool(difference <= unit / 2 * (1 + mpmath.mpf(10) ** -20))
 
 
 def same_function(gold: Node, answer: Node) -> bool:
@@ -238,12 +241,6 @@ def _values_at(gold: Node, answer: Node, point: dict[str, Fraction]) -> tuple[An
             return Approximator({}).value(at_gold), Approximator({}).value(at_answer)
     except (UndefinedError, TooLargeError):
         return None
-
-
-def substitute(node: Node, point: dict[str, Fraction]) -> Node:
-    if node.op == "sym" and node.name in point:
-        return num(point[node.name])
-    return replace(node, args=tuple(substitute(arg, point) for arg in node.args)) if node.args else node
 
 
 def _renamed_constant(gold: Node, answer: Node) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 
 import mpmath
 
-from reward.math.nodes import Node
-from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign, substitute
+from reward.math.nodes import Node, substitute
+from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign
 from reward.math.value import Approximator, TooLargeError, UndefinedError, exact
 
 ORDERS = frozenset(["<", ">", "le", "ge"])
@@ -73,13 +73,10 @@ def _interval(node: Node) -> Pieces | None:
     low, high = _end(node.args[0]), _end(node.args[1])
     if low is None or high is None or not low <= high:
         return None
-    return _tidy(
-        [
-            Piece(
-                low, high, (node.name[0] == "[" and abs(low) != INFINITY, node.name[1] == "]" and abs(high) != INFINITY)
-            )
-        ]
-    )
+    closed = node.name[0] == "[", node.name[1] == "]"
+    if any(shut and abs(end) == INFINITY for shut, end in zip(closed, (low, high), strict=True)):
+        return None  # infinity belongs to no set of reals
+    return _tidy([Piece(low, high, closed)])
 
 
 def _end(node: Node) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from reward.math.expression import ExpressionReader
 from reward.math.lexer import Lexer, Token
-from reward.math.nodes import Node, UnparsedError, sym
+from reward.math.nodes import SCALARS, Node, UnparsedError, num, sym
 
 MAX_CHARS = 20_000
+MAX_DETERMINANT = 4
+BOUND = "bound"  # the symbol of a set in the form {x : condition}, whatever its letter
 MAX_NESTING = 400
 RELATIONS = frozenset(["=", "<", ">", "le", "ge", "ne", "approx", "equiv", "in", "to"])
 _OPEN = frozenset(["(", "[", "{", "\\{", "langle", "lfloor", "lceil"])
@@ -17,6 +20,7 @@ _CLOSE = frozenset([")", "]", "}", "\\}", "rangle", "rfloor", "rceil"])
 _PAIRS = {"(": ")]", "[": "])", "{": "}", "\\{": ["\\}"], "langle": ["rangle"], "]": "[]"}
 _MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "Vmatrix", "Bmatrix", "smallmatrix", "array"])
 _BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*(?:(\d)|\{\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w+)\s*\}?\s*\})")
+_CALLED = re.compile(r"'*|\^(?:\{-1\}|\{?(?:prime)+\}?)|_(?:\w|\{\w+\})")  # f, f', f^{-1} and f_1 of (x)
 _BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
     "twelve": 12, "sixteen": 16,
@@ -150,9 +154,11 @@ def _label(tokens: list[Token]) -> Node:
     ):
         return Node("text", name=" ".join(token.text for token in tokens).casefold())
     shape = [token.text for token in tokens]
-    call = len(shape) >= 4 and tokens[0].kind == "sym" and shape[1] == "(" and shape[-1] == ")"
-    if call and all(token.kind == "sym" or token.text == "," for token in tokens[2:-1]):
-        return Node("call", tuple(sym(token.text) for token in tokens[2:-1] if token.text != ","), shape[0])
+    opens = shape.index("(") if "(" in shape else 0
+    named = opens > 0 and tokens[0].kind == "sym" and shape[-1] == ")" and _CALLED.fullmatch("".join(shape[1:opens]))
+    inside = tokens[opens + 1 : -1]
+    if named and inside and all(token.kind == "sym" or token.text == "," for token in inside):
+        return Node("call", tuple(sym(token.text) for token in inside if token.text != ","), "".join(shape[:opens]))
     return _set_expression(tokens)
 
 
@@ -181,6 +187,8 @@ def _item(tokens: list[Token]) -> Node:
         return _item(tokens[1:-1])  # brackets around an array are its own
     if first.startswith("begin:") and tokens[0].kind == "cmd":
         return _environment(tokens)
+    if (multiple := _multiple(tokens)) is not None:
+        return multiple
     if first == "emptyset" and len(tokens) == 1:
         return Node("set")
     if first == "bbR" and len(tokens) == 1:
@@ -219,10 +227,20 @@ def _set(inner: list[Token]) -> Node:
     for mark in (":", "|"):
         parts, _ = _split(inner, frozenset([mark]))
         if len(parts) == 2 and all(parts):
-            return _answer(parts[1])  # {x : condition} is what satisfies the condition
+            return _answer(_bind(*parts))  # {x : condition} is what satisfies the condition
     parts, operators = _split(inner, frozenset([",", ";"]))
     items, _ = _items(parts, operators)
     return Node("set", tuple(_relation(item) for item in items))
+
+
+def _bind(binder: list[Token], condition: list[Token]) -> list[Token]:
+    """The condition with the bound symbol under the name that every bound symbol has."""
+    symbol = binder[0]
+    if symbol.kind != "sym" or (len(binder) > 1 and binder[1].text != "in"):
+        return condition
+    return [
+        replace(token, text=BOUND) if token == replace(symbol, spaced=token.spaced) else token for token in condition
+    ]
 
 
 def _environment(tokens: list[Token]) -> Node:
@@ -238,10 +256,41 @@ def _environment(tokens: list[Token]) -> Node:
         return Node("cases", tuple(Node("row", tuple(map(_condition, row))) for row in rows))
     if name not in _MATRICES:
         raise UnparsedError(f"environment {name}")
-    rows = [_split(line, frozenset(["&"]))[0] for line in lines]
-    return Node(
-        "matrix", tuple(Node("row", tuple(map(_item, row))) for row in rows), "det" if name == "vmatrix" else ""
-    )
+    cells = [_split(line, frozenset(["&"]))[0] for line in lines]
+    entries = tuple(Node("row", tuple(map(_item, row))) for row in cells)
+    return _determinant(entries) if name == "vmatrix" else Node("matrix", entries)
+
+
+def _determinant(rows: Sequence[Node]) -> Node:
+    """A small one as the sum of its products, which has a value; else a matrix that only its like can equal."""
+    size = len(rows)
+    entries = [arg for row in rows for arg in row.args]
+    if not 0 < size <= MAX_DETERMINANT or len(entries) != size * size or any(arg.op not in SCALARS for arg in entries):
+        return Node("matrix", tuple(rows), "det")
+    if size == 1:
+        return entries[0]
+    terms = []
+    for column, factor in enumerate(rows[0].args):
+        rest = [Node("row", row.args[:column] + row.args[column + 1 :]) for row in rows[1:]]
+        term = Node("mul", (factor, _determinant(rest)))
+        terms.append(Node("neg", (term,)) if column % 2 else term)
+    return Node("add", tuple(terms))
+
+
+def _multiple(tokens: list[Token]) -> Node | None:
+    """A number before a matrix, multiplied into it; None for anything else."""
+    start = next((index for index, token in enumerate(tokens) if token.text.startswith("begin:")), 0)
+    if start == 0 or not tokens[-1].text.startswith("end:"):
+        return None
+    before = tokens[:start]
+    if before[-1].text == "*":
+        before = before[:-1]
+    factor = num(-1) if [token.text for token in before] == ["-"] else ExpressionReader(before).read_all()
+    matrix = _environment(tokens[start:])
+    if matrix.op != "matrix" or matrix.name:
+        return None
+    rows = (Node("row", tuple(Node("mul", (factor, cell)) for cell in row.args)) for row in matrix.args)
+    return Node("matrix", tuple(rows))
 
 
 def _condition(tokens: list[Token]) -> Node:

@@ -20,6 +20,10 @@ class UndefinedError(Exception):
     """No finite value: a pole, 0/0, an unknown function."""
 
 
+class PoleError(UndefinedError):
+    """Infinite there."""
+
+
 class TooLargeError(Exception):
     """A value beyond what is worth computing."""
 
@@ -55,14 +59,14 @@ def _exact_add(*terms: Fraction) -> Fraction:
 
 def _exact_div(top: Fraction, bottom: Fraction) -> Fraction:
     if bottom == 0:
-        raise UndefinedError("division by zero")
+        raise PoleError("division by zero")
     return top / bottom
 
 
 def _exact_pow(base: Fraction, exponent: Fraction) -> Fraction:
     if base == 0:
         if exponent <= 0:
-            raise UndefinedError("0 to a power that is not positive")
+            raise PoleError("0 to a power that is not positive")
         return base
     if exponent.denominator != 1:
         return _exact_root(base, exponent)
@@ -127,6 +131,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": abs,
     "exp": lambda value: mpmath.exp(value),
     "floor": mpmath.floor,
+    "fac2": mpmath.fac2,
     "ceil": mpmath.ceil,
     "Re": mpmath.re,
     "Im": mpmath.im,
@@ -183,13 +188,13 @@ class Approximator:
         try:
             result = self._value(node)
         except (ZeroDivisionError, ValueError, OverflowError, mpmath.libmp.NoConvergence) as error:
-            raise UndefinedError(str(error)) from error
+            raise (PoleError if isinstance(error, ZeroDivisionError) else UndefinedError)(str(error)) from error
         return result
 
     def _value(self, node: Node) -> Any:
         result = self._dispatch(node)
         if not mpmath.isfinite(result):
-            raise UndefinedError("not finite")
+            raise PoleError("not finite")
         if result != 0 and abs(mpmath.mag(result)) > MAX_MAGNITUDE:
             raise TooLargeError
         return result
@@ -245,7 +250,7 @@ class Approximator:
 
     def _power(self, base: Any, exponent: Any, *, real_root: bool) -> Any:
         if base == 0 and mpmath.re(exponent) <= 0:
-            raise UndefinedError("0 to a power that is not positive")
+            raise PoleError("0 to a power that is not positive")
         if base != 0:
             size = abs(exponent) * max(abs(mpmath.log(abs(base))), mpmath.mpf(1) / 1000)
             if size > MAX_MAGNITUDE:
@@ -260,11 +265,13 @@ class Approximator:
         values = [self._value(arg) for arg in node.args]
         if node.name in ("log", "ln"):
             if values[0] == 0 or (len(values) == 2 and values[1] in (0, 1)):
-                raise UndefinedError("logarithm")
+                raise PoleError("logarithm")
             return mpmath.log(*values)
         function = _FUNCTIONS.get(node.name)
         if function is None:
             raise UndefinedError(f"function {node.name}")
+        if node.name == "fac2" and abs(values[0]) > MAX_FACTORIAL:
+            raise TooLargeError
         if node.name in ("exp", "sinh", "cosh") and abs(values[0]) > MAX_MAGNITUDE:
             raise TooLargeError
         if values and abs(mpmath.mag(values[0]) if values[0] != 0 else 0) > 2000:

@@ -14,6 +14,7 @@ from reward.protocol import Example
 from reward.verdict import Verdict
 
 _YES, _NO = frozenset(["yes", "true"]), frozenset(["no", "false"])
+_ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\w\w)")
 SHOWN = 200  # characters of the parsed answer that a verdict carries
 
 
@@ -27,6 +28,7 @@ class MathVerifier:
     """
 
     name = "math"
+    reads = frozenset[str]()
 
     def __init__(self, *, policy: str = "lenient") -> None:
         self.policy = policy_of(policy)
@@ -108,7 +110,7 @@ class MathVerifier:
         """Case-folded words; only for golds that are words, never by containment."""
         if not _is_word(gold) and readings(gold):
             return False
-        ours, theirs = flat(gold), flat(text)
+        ours, theirs = (_ARTICLE.sub("", flat(side)) for side in (gold, text))
         if ours == theirs:
             return bool(re.search(r"[^\W\d_]", ours)) and (_is_word(gold) or squeezed(ours) == squeezed(theirs))
         side = _YES if ours in _YES else _NO if ours in _NO else None

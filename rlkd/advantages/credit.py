@@ -6,17 +6,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlkd.advantages.group import usable_scores
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import as_float, require_mask, require_rows, require_same_shape
+from rlkd.tensors.checks import (
+    as_float,
+    require_axes,
+    require_bool,
+    require_floating,
+    require_floats,
+    require_integers,
+    require_mask,
+    require_rows,
+    require_same_shape,
+)
 
 
 def to_tokens(advantages: Float[Tensor, " B"], response_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """Every trained token of a rollout gets the rollout's advantage; other slots get 0.
 
-    Raises: NumericsError when the shapes don't fit, or an advantage of a row with trained tokens is not finite.
+    Raises: NumericsError when shapes or dtypes don't fit, or an advantage of a row with trained tokens is not finite.
     Tested: test_outcome_credit_reaches_trained_tokens_only
     """
-    require_rows(advantages, response_mask, "advantages")
+    require_floating(advantages=advantages)
+    require_bool(response_mask=response_mask)
+    require_axes("B T", response_mask=response_mask)
+    require_rows(advantages, response_mask, "advantages", "response_mask")
     bad = ~advantages.isfinite() & response_mask.any(1)
     if bool(bad.any()):
         raise NumericsError(f"advantages of rows {bad.nonzero().flatten().tolist()[:8]} are not finite")
@@ -38,13 +52,16 @@ def reward_to_go(
     Returns: [B, T]; 0 where the mask is false.
     Gradient: none; credit is data. With rewards = -k1_value, discount 1 and ``reinforce`` the expected gradient is that
         of the KL of whole sequences; with discount 0 that of each prefix's own KL (k2's). Two different objectives.
-    Raises: NumericsError for shapes or a discount that don't fit.
+    Raises: NumericsError for shapes, dtypes or a discount that don't fit. A reward that is not finite is not looked
+        for: it stays visible in the credit.
     Source: Williams (1992); MiniLLM (2306.08543) Eq 2 for reverse KL.
     Differs: as published.
     Tested: test_reward_to_go_gives_the_sequence_kl_gradient, test_discount_zero_is_token_local,
         test_reward_to_go_skips_untrained_tokens
     """
-    require_mask(response_mask, rewards, "response_mask")
+    require_floating(rewards=rewards)
+    require_axes("B T", rewards=rewards)
+    require_mask(response_mask, rewards, "response_mask", "rewards")
     if not 0 <= discount <= 1:
         raise NumericsError(f"discount is {discount}, but must be in [0, 1]")
     earned = as_float(rewards).detach().where(response_mask, 0.0)  # credit is data, never trained
@@ -68,17 +85,19 @@ def soft_overlong_penalty(
     Args:
         lengths: [B] generated tokens.
         max_length: the generation limit; buffer: in [1, max_length], tokens of the ramp.
-        factor: >= 0, the full penalty.
+        factor: >= 0 and finite, the full penalty.
 
     Returns: [B] in [-factor, 0], to be added to advantages by add_shaping, after normalisation on the outcome.
-    Raises: NumericsError when the settings don't fit.
+    Raises: NumericsError when the settings don't fit, or lengths are not [B] integers.
     Source: DAPO (2503.14476) Eq 13.
     Differs: DAPO adds it to the reward before normalisation, which gives all-wrong groups full-size phantom advantages.
     Tested: test_soft_overlong_ramp, test_shaping_after_normalisation_makes_no_phantom_advantages
     """
-    if not 1 <= buffer <= max_length or not factor >= 0:
+    require_axes("B", lengths=lengths)
+    require_integers(lengths=lengths)
+    if not 1 <= buffer <= max_length or not 0 <= factor < float("inf"):
         raise NumericsError(
-            f"buffer {buffer}, max_length {max_length}, factor {factor}: 1 <= buffer <= max_length, factor >= 0"
+            f"buffer {buffer}, max_length {max_length}, factor {factor}: 1 <= buffer <= max_length, 0 <= factor < inf"
         )
     return -factor * ((lengths - (max_length - buffer)) / buffer).clamp(0, 1)
 
@@ -88,10 +107,13 @@ def add_shaping(
 ) -> Float[Tensor, " B"]:
     """Advantage on the outcome plus shaping that no group statistics have touched; abstained rollouts stay at 0.
 
-    Raises: NumericsError when the shapes don't fit or the shaping of a valid rollout is not finite.
+    Raises: NumericsError when shapes or dtypes don't fit, or the shaping of a valid rollout is not finite.
     Tested: test_shaping_after_normalisation_makes_no_phantom_advantages
     """
-    require_same_shape(advantages=advantages, shaping=shaping, valid=valid)
+    require_floats(advantages=advantages, shaping=shaping)
+    require_axes("B", advantages=advantages)
+    require_bool(valid=valid)
+    require_same_shape(advantages=advantages, valid=valid)
     if valid is None:
         valid = torch.ones_like(advantages, dtype=torch.bool)
     if not bool(shaping.isfinite().where(valid, True).all()):
@@ -107,13 +129,12 @@ def groups_with_signal(
     Drop a rollout only when nothing else trains on it: a group of equal scores still has distillation, cross-entropy
     and reference signal.
 
-    Raises: NumericsError when the shapes don't fit.
+    Raises: NumericsError when shapes or dtypes don't fit, or a valid rollout's score is not finite.
     Source: DAPO (2503.14476) Eq 11.
     Differs: by outcome, never by shaped reward; equal outcomes of any value, not only all right or all wrong.
     Tested: test_groups_with_signal
     """
-    require_same_shape(scores=scores, group_ids=group_ids, valid=valid)
-    usable = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid
+    usable = usable_scores(scores, group_ids, valid)
     _, groups = torch.unique(group_ids, return_inverse=True)
     size = int(groups.max()) + 1 if groups.numel() else 0
     empty = scores.new_zeros(size)

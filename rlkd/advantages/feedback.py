@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlkd.advantages.group import group_advantages
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import require_mask, require_same_shape
+from rlkd.tensors.checks import require_floats, require_mask
 
 
 def first_turn_advantages(
@@ -32,14 +32,15 @@ def first_turn_advantages(
     Returns: [B] in the scores' dtype; 0 without a second turn. No std normalisation.
     Gradient: none. The second-turn mean as baseline would leave no signal once revisions nearly always succeed
         (P(signal) = 1 - p^N - (1 - p)^N -> 0); this one stays until the first turn itself is right.
-    Raises: NumericsError when shapes don't fit, or a score that is read is not finite.
+    Raises: NumericsError when shapes or dtypes don't fit, or a score that is read is not finite.
     Source: RLTF (2602.02482) Eq 7, Alg 1.
     Differs: as published; the released code centres by the second turn (its switch for Eq 7 has no effect).
     Tested: test_first_turn_baseline_keeps_signal_when_all_revisions_succeed, test_first_turn_advantages_by_hand
     """
     usable = torch.ones_like(first_scores, dtype=torch.bool) if valid is None else valid
-    require_same_shape(first_scores=first_scores, second_scores=second_scores)
-    require_mask(has_second_turn, first_scores, "has_second_turn")
+    require_floats(first_scores=first_scores, second_scores=second_scores)
+    require_mask(usable, first_scores, "valid", "first_scores")
+    require_mask(has_second_turn, first_scores, "has_second_turn", "first_scores")
     read = has_second_turn & usable
     if not bool(second_scores.isfinite().where(read, True).all()):
         raise NumericsError("a second score that is read is not finite; mark the rollout as without a second turn")
@@ -66,15 +67,15 @@ def turn_advantages(
 
     Returns: ([B], [B]) advantages of the first and the second answer's tokens; the second is 0 without a second turn.
     Gradient: none.
-    Raises: NumericsError when shapes or the discount don't fit, or a score that is read is not finite.
+    Raises: NumericsError when shapes, dtypes or the discount don't fit, or a score that is read is not finite.
     Source: RLTF (2602.02482) Alg 1, g_RL.
     Differs: as published.
     Tested: test_turn_advantages_by_hand
     """
     if not 0 <= discount <= 1:
         raise NumericsError(f"discount is {discount}, but must be in [0, 1]")
-    require_same_shape(first_scores=first_scores, second_scores=second_scores)
-    require_mask(has_second_turn, first_scores, "has_second_turn")
+    require_floats(first_scores=first_scores, second_scores=second_scores)
+    require_mask(has_second_turn, first_scores, "has_second_turn", "first_scores")
     returns = first_scores + discount * second_scores.where(has_second_turn, 0.0)
     first = group_advantages(scores=returns, group_ids=group_ids, baseline="mean")
     second = group_advantages(scores=second_scores, group_ids=group_ids, baseline="mean", valid=has_second_turn)

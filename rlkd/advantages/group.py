@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import require_mask, require_rows
+from rlkd.tensors.checks import require_axes, require_floating, require_integers, require_mask, require_rows
 
 Baseline = Literal["mean", "leave_one_out", "none"]
 Scale = Literal["none", "std"]
@@ -39,10 +39,10 @@ def group_advantages(
         std_floor: > 0; smallest divisor.
 
     Returns: [B] in the scores' dtype, computed in float64. A group with fewer than two valid rollouts, or with equal
-        scores, gets 0 under any baseline. With "std", |A| <= (n - 1) / sqrt(n) (sqrt(n) for leave_one_out).
+        scores, gets 0 under either baseline. With "std", |A| <= (n - 1) / sqrt(n) (sqrt(n) for leave_one_out).
     Gradient: none; scores are data.
-    Raises: NumericsError for shapes that don't fit, a non-finite valid score, or baseline "none" with scale "std"
-        (a group without spread would be divided by the floor).
+    Raises: NumericsError for shapes or dtypes that don't fit, a non-finite valid score, or baseline "none" with scale
+        "std" (a group without spread would be divided by the floor).
     Source: GRPO, DeepSeekMath (2402.03300); Dr.GRPO (2503.20783); RLOO (2402.14740).
     Differs: std is floored, not summed with an epsilon, so that it doesn't bias groups that have spread.
     Tested: test_rloo_gradient_is_exact, test_mean_baseline_shrinks_by_one_minus_one_over_n,
@@ -80,9 +80,6 @@ def _has_spread(values: Tensor, valid: Tensor, groups: Tensor) -> Tensor:
 def _checked(
     scores: Tensor, group_ids: Tensor, baseline: str, scale: str, valid: Tensor | None, std_floor: float
 ) -> Tensor:
-    require_rows(group_ids, scores, "group_ids")
-    if group_ids.dtype.is_floating_point:
-        raise NumericsError(f"group_ids is {group_ids.dtype}, but must be integers")
     if baseline not in ("mean", "leave_one_out", "none") or scale not in ("none", "std"):
         raise NumericsError(
             f"baseline '{baseline}' with scale '{scale}': baseline is one of mean, leave_one_out, none; scale none, std"
@@ -91,9 +88,18 @@ def _checked(
         raise NumericsError("scale 'std' needs a baseline: write baseline 'mean' or 'leave_one_out', or scale 'none'")
     if not 0 < std_floor < float("inf"):
         raise NumericsError(f"std_floor is {std_floor}, but must be positive and finite")
+    return usable_scores(scores, group_ids, valid)
+
+
+def usable_scores(scores: Tensor, group_ids: Tensor, valid: Tensor | None) -> Tensor:
+    """Which scores count: the valid ones. Raises: NumericsError when one of them is not finite, or nothing fits."""
+    require_floating(scores=scores)
+    require_axes("B", scores=scores)
+    require_integers(group_ids=group_ids)
+    require_rows(group_ids, scores, "group_ids", "scores")
     if valid is None:
         valid = torch.ones_like(scores, dtype=torch.bool)
-    require_mask(valid, scores, "valid")
+    require_mask(valid, scores, "valid", "scores")
     if not bool(scores.isfinite().where(valid, True).all()):
         rows = (~scores.isfinite() & valid).nonzero().flatten().tolist()
         raise NumericsError(f"scores of rows {rows[:8]} are not finite; mark them as abstained (valid = False) instead")

@@ -1,6 +1,16 @@
 """Processes: who runs where, and what is said when one does not."""
 
-from rlkd.cluster.hardware import Hardware, check_fit, usable_cpus
+from rlkd.cluster.hardware import Hardware, check_fit, this_machine, usable_cpus, weights_transport
 from rlkd.cluster.ray_cluster import Cluster, Pending, Worker, gather
 
-__all__ = ["Cluster", "Hardware", "Pending", "Worker", "check_fit", "gather", "usable_cpus"]
+__all__ = [
+    "Cluster",
+    "Hardware",
+    "Pending",
+    "Worker",
+    "check_fit",
+    "gather",
+    "this_machine",
+    "usable_cpus",
+    "weights_transport",
+]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rlkd.errors import RecipeError
 from rlkd.recipe.checks import has_rl, needs_teacher
+from rlkd.recipe.offline_checks import samples
 from rlkd.recipe.privileged_checks import separate_teachers
-from rlkd.recipe.schema import Recipe, TeacherSpec
+from rlkd.recipe.schema import Recipe, SftStage, TeacherSpec
 
 
 @dataclass(frozen=True)
@@ -32,33 +34,109 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class GpuNeed:
+    """GPUs that the recipe's workers hold at once, part by part."""
+
+    learners: int
+    engines: int
+    teachers: int  # beside learners and engines
+    lone: int  # engines for a teacher's evaluation or traces, while no learner runs
+    colocated: bool
+
+    @property
+    def total(self) -> int:
+        if self.colocated:
+            return max(self.learners, self.engines) + self.teachers  # a lone engine sits where the learner does
+        return self.engines + max(self.learners + self.teachers, self.lone)
+
+    def describe(self, recipe: Recipe) -> str:
+        """Each part by the keys that it comes from."""
+        cluster, width = recipe.cluster, recipe.engine.tensor_parallel
+        parts = [f"cluster.learner_workers: {self.learners}"] if self.learners else []
+        if self.engines:
+            parts.append(f"cluster.rollout_workers: {cluster.rollout_workers} x engine.tensor_parallel: {width}")
+        if self.teachers:
+            parts.append(f"cluster.teacher_workers: {cluster.teacher_workers}, {self.teachers} GPU(s) in all")
+        if not self.colocated and self.lone > self.learners + self.teachers:
+            parts.append(f"{self.lone} for engines that serve the teacher alone, while no learner runs")
+        return "; ".join(parts) + (" (cluster.placement: colocated, counted once)" if self.colocated else "")
+
+
+def gpu_need(recipe: Recipe) -> GpuNeed:
+    """What ``Cluster`` will be asked for. Engines stay while later stages train."""
+    cluster, width = recipe.cluster, recipe.engine.tensor_parallel
+    engines = cluster.rollout_workers * width
+    evaluated = recipe.data.eval is not None
+    serves = has_rl(recipe) or evaluated or not recipe.stages or samples(recipe, "policy")
+    alone = samples(recipe, "teacher") or (
+        evaluated and any(isinstance(stage, SftStage) and stage.target == "teacher" for stage in recipe.stages)
+    )
+    teachers = 0
+    if has_rl(recipe) and needs_teacher(recipe):
+        local = [spec for spec in separate_teachers(recipe).values() if isinstance(spec, TeacherSpec)]
+        teachers = cluster.teacher_workers * sum(width if spec.engine == "vllm" else 1 for spec in local)
+    return GpuNeed(
+        learners=(cluster.learner_workers or 1) if recipe.stages else 0,
+        engines=engines if serves else 0,
+        teachers=teachers,
+        lone=engines if alone else 0,
+        colocated=cluster.placement == "colocated",
+    )
+
+
 def gpus_needed(recipe: Recipe) -> int:
     """GPUs that the recipe's workers hold at once."""
-    cluster = recipe.cluster
-    learners = cluster.learner_workers or 1
-    if not has_rl(recipe):
-        return learners
-    engines = cluster.rollout_workers * recipe.engine.tensor_parallel
-    teachers = 0
-    if needs_teacher(recipe):
-        local = [spec for spec in separate_teachers(recipe).values() if isinstance(spec, TeacherSpec)]
-        widths = [recipe.engine.tensor_parallel if spec.engine == "vllm" else 1 for spec in local]
-        teachers = cluster.teacher_workers * sum(widths)
-    return (max(learners, engines) if cluster.placement == "colocated" else learners + engines) + teachers
+    return gpu_need(recipe).total
+
+
+def weights_transport(recipe: Recipe, hardware: Hardware) -> str:
+    """``cluster.weights`` with ``auto`` settled: object_store, nccl, ipc or gloo."""
+    chosen = recipe.cluster.weights
+    if chosen != "auto":
+        return chosen
+    if not hardware.on_gpu:
+        return "object_store"
+    if recipe.cluster.placement == "separate":
+        return "nccl"
+    return "ipc" if hardware.nodes == 1 else "object_store"
+
+
+def this_machine() -> Hardware:
+    """What is here, before Ray is asked."""
+    import torch
+
+    return Hardware(usable_cpus(), torch.cuda.device_count())
 
 
 def check_fit(recipe: Recipe, hardware: Hardware) -> None:
     """Raises: RecipeError when the recipe asks for more GPUs than there are. Without any GPU all runs on the CPU."""
-    if not hardware.on_gpu:
-        if recipe.engine.tensor_parallel > 1:
-            raise RecipeError(f"engine.tensor_parallel: {recipe.engine.tensor_parallel}, but there is no GPU here")
-        return
-    needed = gpus_needed(recipe)
-    if needed > hardware.gpus:
-        raise RecipeError(
-            f"cluster: the workers need {needed} GPUs and the cluster has {hardware.gpus}; lower cluster.*_workers or "
-            "engine.tensor_parallel, or write cluster.placement: colocated"
+    faults = list(_on_gpus(recipe, hardware) if hardware.on_gpu else _on_cpu(recipe))
+    if faults:
+        raise RecipeError(f"{recipe.name} does not fit {hardware.describe()}:\n" + "\n".join(f"  {f}" for f in faults))
+
+
+def _on_cpu(recipe: Recipe) -> Iterator[str]:
+    weights = recipe.cluster.weights
+    if recipe.engine.tensor_parallel > 1:
+        yield f"engine.tensor_parallel: {recipe.engine.tensor_parallel}, but there is no GPU here"
+    if weights in ("nccl", "ipc"):
+        yield f"cluster.weights: '{weights}', but there is no GPU here; write auto, object_store or gloo"
+
+
+def _on_gpus(recipe: Recipe, hardware: Hardware) -> Iterator[str]:
+    cluster, need = recipe.cluster, gpu_need(recipe)
+    if need.total > hardware.gpus:
+        yield (
+            f"cluster: the workers need {need.total} GPUs and there are {hardware.gpus} ({need.describe(recipe)}); "
+            "lower these, or write cluster.placement: colocated"
         )
-    colocated = recipe.cluster.placement == "colocated"
-    if colocated and recipe.cluster.rollout_workers != (recipe.cluster.learner_workers or 1):
-        raise RecipeError("cluster.placement: 'colocated' pairs one rollout worker with one learner; make them equal")
+    if need.colocated and has_rl(recipe) and cluster.rollout_workers != (cluster.learner_workers or 1):
+        yield (
+            f"cluster.placement: 'colocated' pairs one rollout worker with one learner, cluster.rollout_workers: "
+            f"{cluster.rollout_workers} with cluster.learner_workers: {cluster.learner_workers or 1}; make them equal"
+        )
+    if cluster.weights == "gloo":
+        yield "cluster.weights: 'gloo' is for machines without a GPU; write auto or nccl"
+    if cluster.weights == "ipc" and hardware.nodes > 1:
+        yield f"cluster.weights: 'ipc' on {hardware.nodes} nodes has never been tried; write auto or object_store"

@@ -156,6 +156,24 @@ class Cluster:
         self.workers.append(worker)
         return worker
 
+    def pairs(self, count: int) -> list[tuple[Any, int]] | None:
+        """Bundles of one GPU each for two workers that share it; None on a cluster without any.
+
+        Ray would fill the first GPU with two engines. Raises: ClusterError when the GPUs are not free in time.
+        """
+        import ray
+        from ray.util.placement_group import placement_group
+
+        if not self.hardware.on_gpu:
+            return None
+        group = placement_group([{"GPU": 1, "CPU": 0.1}] * count, strategy="PACK")
+        if not group.wait(self.start_deadline_s):
+            raise ClusterError(
+                f"{count} GPUs for pairs of learner and engine were not free within {self.start_deadline_s:.0f} s; the "
+                f"cluster has {self.hardware.describe()}, of which {ray.available_resources().get('GPU', 0):g} are free"
+            )
+        return [(group, index) for index in range(count)]
+
     def build(self, worker: Worker, target: str, *args: Any, **kwargs: Any) -> Pending:
         """Construct ``module:Class`` inside a worker."""
         return Pending(worker, f"start {target.rpartition(':')[2]}", worker.actor.build.remote(target, *args, **kwargs))

@@ -8,7 +8,6 @@ from rlkd.divergences.cross_tokenizer import (
     boundary_logmass,
     byte_spans,
     chunk_logprobs,
-    chunked_boundary_logmass,
     gradient_magnitude_weights,
     merge_uncertain,
 )

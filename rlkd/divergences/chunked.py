@@ -14,10 +14,12 @@ from rlkd.divergences.kernels import ChunkResult, Setting, chunk_divergence
 from rlkd.divergences.summands import Kind, resolve
 from rlkd.divergences.vocabulary import DivergenceOutput
 from rlkd.errors import NumericsError
+from rlkd.tensors.checks import require_floating
 from rlkd.tensors.chunked import HeadGradient, check_temperature, checked_chunk_size, chunk_logits
+from rlkd.tensors.rowwise import MIN_ROWS
 
 BUFFERS = 2  # two models' logits share the budget of one
-MIN_ROWS = 64  # below that, reading the head costs more than the products
+CPU_BLOCK = 2**18  # logits a model that are worked on at a time: a processor's cache holds a few times as many
 
 
 def chunked_divergence(
@@ -45,7 +47,7 @@ def chunked_divergence(
         teacher_hidden, teacher_head_weight, teacher_head_bias: [N, E], [W, E], [W]; the width may differ. No gradient.
         vocabulary_size: entries that both models share, counted from 0 (heads are often padded to different sizes);
             the rest is left out of both distributions. Needed when V and W differ.
-        chunk_size: positions at a time; default: 32 MiB of float32 logits a model, and at least 64 positions.
+        chunk_size: positions at a time; default: 32 MiB of float32 logits a model, and at least 128 positions.
 
     Returns: DivergenceOutput of [N], float32 (float64 for float64 input).
     Gradient: exact, recomputed by chunks in the backward pass; positions whose incoming gradient is zero (masked) are
@@ -98,14 +100,17 @@ def chunked_divergence_loss(
         Everything else: as in chunked_divergence.
 
     Returns: DivergenceLoss; per_token and clipped_share are 0 at positions of weight 0.
-    Gradient: exact, of ``loss`` only. The head's gradient is held from here to the backward pass.
+    Gradient: exact, of ``loss`` only. The head's gradient is held from here to the backward pass, which hands it out:
+        it can be taken once.
     Raises: NumericsError for shapes, dtypes, vocabularies, settings or weights (not finite) that don't fit.
     Source: as ``divergence``; one pass as in Liger-Kernel's fused linear losses, for any reduction.
-    Tested: test_one_pass_loss_equals_two_passes, test_positions_without_weight_may_hold_nan
+    Tested: test_one_pass_loss_equals_two_passes, test_positions_without_weight_may_hold_nan,
+        test_one_pass_gradient_is_taken_once
     """
     heads = (hidden, head_weight, head_bias, teacher_hidden, teacher_head_weight, teacher_head_bias)
     teacher, shared, size = _checked_heads(*heads, vocabulary_size, chunk_size)
     setting = _setting(kind, mixture_weight, clip, temperature)
+    require_floating(loss_weights=loss_weights)
     if loss_weights.shape != hidden.shape[:1] or not bool(loss_weights.isfinite().all()):
         raise NumericsError(f"loss_weights is {list(loss_weights.shape)}, but must be finite and [{hidden.shape[0]}]")
     loss, values, share = _ChunkedDivergenceLoss.apply(  # type: ignore[no-untyped-call]
@@ -137,7 +142,7 @@ def _checked_heads(
 ) -> tuple[_Teacher, int, int]:
     """The teacher's side, the number of shared entries and the positions at a time."""
     size = checked_chunk_size(hidden, weight, bias, chunk_size)
-    checked_chunk_size(teacher_hidden, teacher_weight, teacher_bias, chunk_size)
+    checked_chunk_size(teacher_hidden, teacher_weight, teacher_bias, chunk_size, "teacher_")
     if hidden.shape[0] != teacher_hidden.shape[0]:
         raise NumericsError(
             f"hidden has {hidden.shape[0]} positions but teacher_hidden {teacher_hidden.shape[0]}; must be the same"
@@ -152,7 +157,7 @@ def _checked_heads(
 def _shared_vocabulary(policy: int, teacher: int, given: int | None) -> int:
     if given is None and policy != teacher:
         raise NumericsError(
-            f"the policy's head has {policy} rows and the teacher's {teacher}; give vocabulary_size, the number of "
+            f"head_weight has {policy} rows and teacher_head_weight {teacher}; give vocabulary_size, the number of "
             "tokens that both tokenizers share"
         )
     if given is not None and not 1 <= given <= min(policy, teacher):
@@ -174,7 +179,28 @@ class _Heads(NamedTuple):
         policy = _logits(self.hidden[rows], self.weight, self.bias, self.shared, setting)
         teacher = _logits(self.teacher.hidden[rows], self.teacher.weight, self.teacher.bias, self.shared, setting)
         is_finite = self.bias is None and self.teacher.bias is None
-        return chunk_divergence(policy, teacher, setting, is_finite=is_finite, with_gradient=with_gradient)
+        blocks = [
+            chunk_divergence(p, t, setting, is_finite=is_finite, with_gradient=with_gradient)
+            for p, t in zip(*(side.split(_block_rows(policy)) for side in (policy, teacher)), strict=True)
+        ]
+        return _joined(blocks, policy)
+
+
+def _block_rows(logits: Tensor) -> int:
+    """Rows that the divergence takes at a time: what a processor's cache holds, or all of them on an accelerator."""
+    return max(1, len(logits) if logits.is_cuda else CPU_BLOCK // logits.shape[1])
+
+
+def _joined(blocks: list[ChunkResult], policy: Tensor) -> ChunkResult:
+    """The blocks' results as one; gradients go where the policy's logits were."""
+    values = torch.cat([block.values for block in blocks])
+    share = None if blocks[0].share is None else torch.cat([b.share for b in blocks if b.share is not None])
+    if blocks[0].gradient is None:
+        return ChunkResult(values, share, None)
+    for place, block in zip(policy.split(len(blocks[0].values)), blocks, strict=True):
+        if block.gradient is not None and block.gradient.data_ptr() != place.data_ptr():
+            place.copy_(block.gradient)
+    return ChunkResult(values, share, policy)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, shared: int, setting: Setting) -> Tensor:
@@ -253,12 +279,16 @@ class _ChunkedDivergenceLoss(torch.autograd.Function):
                 if chunk.gradient is not None:
                     chunk.gradient.mul_(weights[rows, None] / setting.temperature)
                     sums.add(rows, hidden[rows], chunk.gradient)
-        ctx.save_for_backward(*sums.result())
+        ctx.sums = sums.result()
         ctx.mark_non_differentiable(values, share)
         return (weights * values).sum(), values, share
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        sums = [None if part is None else part * gradient.to(part.dtype) for part in ctx.saved_tensors]
-        return *sums, None, None, None, None, None
+        if ctx.sums is None:
+            raise NumericsError("the gradient of a chunked_divergence_loss can be taken once; compute the loss again")
+        # handed out, not copied: a copy of the head's gradient would be the largest thing in memory
+        sums, ctx.sums = ctx.sums, None
+        scaled = [None if part is None else part.mul_(gradient.to(part.dtype)) for part in sums]
+        return *scaled, None, None, None, None, None

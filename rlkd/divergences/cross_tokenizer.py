@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlkd.divergences.support import ChunkedRows
+from rlkd.divergences.summands import weigh
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import as_float, require_same_shape
-from rlkd.tensors.chunked import check_temperature, checked_chunk_size
+from rlkd.tensors.checks import as_float, require_axes, require_bool, require_floating, require_floats
 
 Span = tuple[int, int]  # bytes [start, end) of a token in the text
 EDGE = 1e-6  # keeps log-likelihoods below 0, where log(1 - e^u) is finite
@@ -80,15 +79,22 @@ def chunk_logprobs(logprobs: Float[Tensor, " T"], ranges: Sequence[Span]) -> Flo
 
     Args:
         logprobs: [T] nats of one text's tokens. Gradient flows here.
-        ranges: token ranges [start, end), one a chunk (the teacher's or the policy's side of align_chunks).
+        ranges: token ranges [start, end), one a chunk, in order (the teacher's or the policy's side of align_chunks).
+            Tokens between them belong to no chunk.
 
-    Raises: NumericsError when a range is empty or reaches outside the tokens.
-    Tested: test_chunk_logprobs_sum_tokens
+    Raises: NumericsError when a range is empty, reaches outside the tokens or into the range before it.
+    Tested: test_chunk_logprobs_sum_tokens, test_overlapping_chunks_are_refused
     """
+    require_floating(logprobs=logprobs)
+    require_axes("T", logprobs=logprobs)
     owner = torch.full(logprobs.shape, len(ranges), dtype=torch.long, device=logprobs.device)
     for chunk, (start, end) in enumerate(ranges):
         if not 0 <= start < end <= logprobs.shape[0]:
-            raise NumericsError(f"chunk {chunk} spans tokens {start} to {end}, but there are {logprobs.shape[0]}")
+            raise NumericsError(f"chunk {chunk} spans tokens {start} to {end}, but logprobs holds {logprobs.shape[0]}")
+        if chunk and start < ranges[chunk - 1][1]:
+            raise NumericsError(
+                f"chunk {chunk} starts at token {start}, but the one before it ends at {ranges[chunk - 1][1]}"
+            )
         owner[start:end] = chunk
     values = as_float(logprobs)
     return values.new_zeros(len(ranges) + 1).index_add(0, owner, values.where(owner < len(ranges), 0.0))[:-1]
@@ -119,16 +125,22 @@ def alm(
         policy_boundary, teacher_boundary: [C] nats, log-mass each model puts, right after the chunk, on tokens that
             start a new pre-token (boundary_logmass): outcome debiasing. Both or neither.
 
-    Returns: [C], >= 0 (kl, total_variation); average over chunks with a global denominator.
+    Returns: [C], >= 0 (kl, total_variation); average over chunks with a global denominator. A chunk that the teacher
+        rules out (-inf) counts with its limit; one that only the policy rules out is inf.
     Gradient: through the policy; 0 when both agree. kl has its limit at T -> inf:
         (1/T) [(lT - lS) + lT log(lS / lT)] with the chunks' log-likelihoods.
-    Raises: NumericsError when shapes or settings don't fit, or a log-likelihood is above 0.
+    Raises: NumericsError when shapes, dtypes or settings don't fit, or a log-likelihood is above 0.
     Source: ALM (2503.20083) Eq 5-9; tokenkit losses.py.
     Differs: log-likelihoods are moved 1e-6 below 0 only where they are closer (published code moves all).
     Tested: test_alm_by_hand, test_alm_gradient_vanishes_at_the_teacher, test_alm_high_temperature_limit,
-        test_alm_of_two_real_tokenizers
+        test_alm_of_impossible_chunks, test_alm_of_two_real_tokenizers
     """
-    require_same_shape(policy_chunks=policy_chunks, teacher_chunks=teacher_chunks)
+    require_floats(
+        policy_chunks=policy_chunks,
+        teacher_chunks=teacher_chunks,
+        policy_boundary=policy_boundary,
+        teacher_boundary=teacher_boundary,
+    )
     if not 0 < temperature < math.inf:
         raise NumericsError(f"temperature is {temperature}, but must be positive and finite")
     if (policy_boundary is None) != (teacher_boundary is None):
@@ -136,7 +148,6 @@ def alm(
     teacher = as_float(teacher_chunks).detach()  # the teacher is data, never trained
     policy = as_float(policy_chunks)
     if policy_boundary is not None and teacher_boundary is not None:
-        require_same_shape(policy_chunks=policy, policy_boundary=policy_boundary, teacher_boundary=teacher_boundary)
         policy = policy + as_float(policy_boundary)
         teacher = teacher + as_float(teacher_boundary).detach()  # the teacher is data, never trained
     if bool((teacher > EDGE).any()) or bool((policy > EDGE).any()):
@@ -146,65 +157,34 @@ def alm(
         return (u.exp() - w.exp()).abs()
     if divergence not in ("kl", "cross_entropy"):
         raise NumericsError(f"divergence is '{divergence}', but must be kl, cross_entropy or total_variation")
-    cross = -u.exp() * w + torch.expm1(u) * _log1mexp(w)
+    cross = torch.expm1(u) * _log1mexp(w) - weigh(u, w)
     if divergence == "cross_entropy":
         return cross
-    return cross + u.exp() * u - torch.expm1(u) * _log1mexp(u)
+    return cross + weigh(u, u) - torch.expm1(u) * _log1mexp(u)
 
 
-def boundary_logmass(next_logprobs: Float[Tensor, "C V"], starts_pretoken: Bool[Tensor, " V"]) -> Float[Tensor, " C"]:
+def boundary_logmass(next_logits: Float[Tensor, "C V"], starts_pretoken: Bool[Tensor, " V"]) -> Float[Tensor, " C"]:
     """Log-mass on tokens that begin a new pre-token (space, newline, end): how surely the chunk has ended.
 
     Args:
-        next_logprobs: [C, V] nats, of the token after each chunk. Gradient flows here.
+        next_logits: [C, V] logits or log-probabilities of the token after each chunk (chunked_rows computes them a few
+            at a time). Gradient flows here.
         starts_pretoken: [V] tokens whose first byte begins a pre-token, and end-of-text.
 
     Returns: [C] nats, <= 0.
-    Raises: NumericsError when shapes don't fit or no token starts a pre-token.
+    Raises: NumericsError when shapes or dtypes don't fit or no token starts a pre-token.
     Source: ALM (2503.20083) sec 3.3, outcome-chunk debiasing ("append_space").
-    Tested: test_boundary_logmass
+    Tested: test_boundary_logmass, test_anything_row_by_row_equals_plain
     """
-    if starts_pretoken.shape != next_logprobs.shape[-1:] or not bool(starts_pretoken.any()):
-        raise NumericsError(f"starts_pretoken must be [{next_logprobs.shape[-1]}] and hold a true entry")
-    return as_float(next_logprobs).masked_fill(~starts_pretoken, -torch.inf).logsumexp(-1)
-
-
-def chunked_boundary_logmass(
-    *,
-    hidden: Float[Tensor, "N D"],
-    head_weight: Float[Tensor, "V D"],
-    starts_pretoken: Bool[Tensor, " W"],
-    head_bias: Float[Tensor, " V"] | None = None,
-    temperature: float = 1.0,
-    chunk_size: int | None = None,
-) -> Float[Tensor, " N"]:
-    """``boundary_logmass`` of a head's distributions, a chunk of positions at a time.
-
-    Args:
-        hidden, head_weight, head_bias: [N, D], [V, D], [V]. Gradient flows here.
-        starts_pretoken: [W], W <= V: the entries of a head that is padded beyond its tokenizer start nothing.
-        temperature: > 0; divides the logits.
-
-    Returns: [N] nats, <= 0. Gradient: exact, recomputed by chunks.
-    Raises: NumericsError for shapes, dtypes or a temperature that don't fit.
-    Source: as boundary_logmass.
-    Tested: test_chunked_boundary_logmass_equals_plain
-    """
-    size = checked_chunk_size(hidden, head_weight, head_bias, chunk_size)
-    check_temperature(temperature)
-    padding = head_weight.shape[0] - starts_pretoken.shape[0]
-    if padding < 0:
-        raise NumericsError(f"starts_pretoken has {len(starts_pretoken)} entries, the head {head_weight.shape[0]} rows")
-    starts = torch.nn.functional.pad(starts_pretoken, (0, padding))
-
-    def of(logits: Tensor, rows: slice | Tensor) -> Tensor:
-        del rows
-        return boundary_logmass(logits.log_softmax(-1), starts)[:, None]
-
-    output: Tensor = ChunkedRows.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight, head_bias, of, 1, temperature, size
-    )
-    return output.squeeze(1)
+    require_floating(next_logits=next_logits)
+    require_axes("C V", next_logits=next_logits)
+    require_bool(starts_pretoken=starts_pretoken)
+    if starts_pretoken.shape != next_logits.shape[-1:] or not bool(starts_pretoken.any()):
+        raise NumericsError(
+            f"starts_pretoken is {list(starts_pretoken.shape)}, but must be [{next_logits.shape[-1]}] and hold a true "
+            "entry"
+        )
+    return as_float(next_logits).log_softmax(-1).masked_fill(~starts_pretoken, -torch.inf).logsumexp(-1)
 
 
 def merge_uncertain(
@@ -217,12 +197,18 @@ def merge_uncertain(
         teacher_boundary: [C] nats (boundary_logmass) after each chunk.
         threshold: in [0, 1], the paper's gamma: least probability that the chunk has ended.
 
-    Raises: NumericsError when lengths differ or the threshold leaves [0, 1].
+    Raises: NumericsError when lengths differ, a boundary is NaN or the threshold leaves [0, 1].
     Source: ALM (2503.20083) sec 3.3; gamma 0.1.
     Tested: test_merge_uncertain
     """
-    if len(chunks) != teacher_boundary.shape[0] or not 0 <= threshold <= 1:
-        raise NumericsError(f"{len(chunks)} chunks, {teacher_boundary.shape[0]} boundaries, threshold {threshold}")
+    require_floating(teacher_boundary=teacher_boundary)
+    if teacher_boundary.shape != (len(chunks),) or not 0 <= threshold <= 1:
+        raise NumericsError(
+            f"{len(chunks)} chunks, teacher_boundary {list(teacher_boundary.shape)}, threshold {threshold}: must be "
+            "one boundary a chunk, and a threshold in [0, 1]"
+        )
+    if bool(teacher_boundary.isnan().any()):
+        raise NumericsError("teacher_boundary holds NaN, but must be log-probabilities")
     merged: list[Chunk] = []
     is_open = False
     for chunk, mass in zip(chunks, teacher_boundary.exp().tolist(), strict=True):
@@ -237,10 +223,12 @@ def merge_uncertain(
 def gradient_magnitude_weights(norms: Float[Tensor, " L"]) -> Float[Tensor, " L"]:
     """Loss weights inverse to each loss's gradient norm at the last layer, summing to 1 (GradMag).
 
-    Raises: NumericsError when a norm is not positive and finite.
+    Raises: NumericsError when norms are not [L], positive and finite.
     Source: ALM (2503.20083) sec 4.
     Tested: test_gradient_magnitude_weights
     """
+    require_axes("L", norms=norms)
+    require_floating(norms=norms)
     if not bool(((norms > 0) & norms.isfinite()).all()):
         raise NumericsError(f"gradient norms are {norms.tolist()}, but must be positive and finite")
     inverse = 1 / as_float(norms).detach()  # weights are data, never trained

@@ -7,7 +7,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import as_float, require_mask, require_same_shape
+from rlkd.tensors.checks import (
+    as_float,
+    require_floating,
+    require_floats,
+    require_integers,
+    require_mask,
+    require_same_shape,
+)
 
 
 def standardise(
@@ -20,15 +27,17 @@ def standardise(
     Args:
         logits: [..., K] logits or log-probabilities of a support (2 to 1024 entries). Gradient flows here, also through
             mean and std.
-        valid: entries that count (vocabulary padding must not); default all.
+        valid: entries that count (vocabulary padding and -inf must not: their mean would be NaN); default all.
         std_floor: > 0.
 
     Returns: [..., K]; -inf where not valid. Feed both models' to a divergence (temperature 2 in the paper).
     Gradient: through all valid logits.
-    Raises: NumericsError for more than 1024 entries: over a whole vocabulary a confident teacher becomes nearly uniform
-        (p(top) of 0.999 falls to about 0.03). Use a support, or standardise_to_teacher.
+    Raises: NumericsError for shapes, dtypes or a floor that don't fit, or more than 1024 entries: over a whole
+        vocabulary a confident teacher becomes nearly uniform (p(top) of 0.999 falls to about 0.03). Use a support, or
+        standardise_to_teacher.
     Source: Logit Standardization (2403.01427) Eq 11.
-    Differs: on a support; the std is floored instead of summed with 1e-7.
+    Differs: on a support; the std is the population's as in the paper (released code: the sample's, which changes the
+        temperature by a constant), floored instead of summed with 1e-7.
     Tested: test_standardise_is_shift_and_scale_free, test_whole_vocabulary_is_refused
     """
     if logits.shape[-1] > 1024:
@@ -59,11 +68,11 @@ def standardise_to_teacher(
 
     Returns: [..., K]; -inf where not valid. The teacher's own logits are left as they are.
     Gradient: through the policy only.
-    Raises: NumericsError when shapes don't fit.
+    Raises: NumericsError when shapes, dtypes or the floor don't fit.
     Source: ours, after Logit Standardization (2403.01427).
     Tested: test_standardise_to_teacher_takes_its_moments, test_standardise_is_shift_and_scale_free
     """
-    require_same_shape(policy_logits=policy_logits, teacher_logits=teacher_logits)
+    require_floats(policy_logits=policy_logits, teacher_logits=teacher_logits)
     centred, spread, valid = _centred(policy_logits, valid, std_floor)
     teacher = as_float(teacher_logits).detach()  # the teacher is data, never trained
     teacher_spread = _centred(teacher, valid, std_floor)[1]
@@ -95,27 +104,39 @@ def plackett_luce(
 
     Returns: [...] nats, >= 0. All weight on the first entry gives cross-entropy; convex in the policy's logits.
     Gradient: through the policy only; invariant to a shift of its logits.
-    Raises: NumericsError when shapes or the temperature don't fit.
+    Raises: NumericsError when shapes, dtypes or the temperature don't fit, or an index leaves the support. An entry
+        that the teacher rules out (-inf) weighs nothing, whatever the policy gives it.
     Source: PLD (2506.12542) Eq 8; on a support with the rest in the denominators: ours.
     Differs: support and rest; with None and K = V, as published.
-    Tested: test_plackett_luce_by_hand, test_plackett_luce_limits, test_plackett_luce_rest
+    Tested: test_plackett_luce_by_hand, test_plackett_luce_limits, test_plackett_luce_rest,
+        test_plackett_luce_of_impossible_entries
     """
-    require_same_shape(policy_logits=policy_logits, teacher_logits=teacher_logits)
+    require_floats(policy_logits=policy_logits, teacher_logits=teacher_logits)
     if not 0 < temperature < float("inf"):
         raise NumericsError(f"temperature is {temperature}, but must be positive and finite")
     teacher = as_float(teacher_logits).detach()  # the teacher is data, never trained
     rank_by = teacher
     if first is not None:
-        require_same_shape(first=first, position=policy_logits[..., 0])
+        _check_first(first, policy_logits)
         rank_by = teacher.scatter(-1, first[..., None], torch.inf)
     order = rank_by.argsort(dim=-1, descending=True, stable=True)
     weights = (teacher / temperature).softmax(-1).gather(-1, order)
     ranked = as_float(policy_logits).gather(-1, order)
-    remaining = ranked.flip(-1).logcumsumexp(-1).flip(-1)
+    # bounded: the log-sum of nothing but -inf has a NaN gradient
+    remaining = ranked.clamp(min=torch.finfo(ranked.dtype).min).flip(-1).logcumsumexp(-1).flip(-1)
     if policy_rest is not None:
-        require_same_shape(policy_rest=policy_rest, position=policy_logits[..., 0])
+        require_floats(policy_rest=policy_rest, position=policy_logits[..., 0])
         remaining = torch.logaddexp(remaining, as_float(policy_rest)[..., None])
-    return (weights * (remaining - ranked)).sum(-1)
+    return (weights * (remaining - ranked).where(weights > 0, 0.0)).sum(-1)
+
+
+def _check_first(first: Tensor, logits: Tensor) -> None:
+    require_integers(first=first)
+    require_same_shape(first=first, position=logits[..., 0])
+    if first.numel() and not 0 <= int(first.min()) <= int(first.max()) < logits.shape[-1]:
+        raise NumericsError(
+            f"first spans {int(first.min())} to {int(first.max())}, but must index the support: [0, {logits.shape[-1]})"
+        )
 
 
 def log_cosh_matching(
@@ -137,12 +158,12 @@ def log_cosh_matching(
 
     Returns: [...] >= 0.
     Gradient: (T / 2) tanh(d_k / (2 T)) / K, centred: bounded, whatever the logits.
-    Raises: NumericsError when shapes or the temperature don't fit.
+    Raises: NumericsError when shapes, dtypes or the temperature don't fit.
     Source: Dual-Head KD (2411.08937): its sum of binary KL(1/2 || sigmoid(d / T)) is exactly log cosh(d / (2 T)).
     Differs: logits centred (language models leave a free shift), mean over the support instead of a sum over classes.
     Tested: test_log_cosh_is_the_papers_binary_kl, test_log_cosh_is_shift_free
     """
-    require_same_shape(auxiliary_logits=auxiliary_logits, teacher_logits=teacher_logits)
+    require_floats(auxiliary_logits=auxiliary_logits, teacher_logits=teacher_logits)
     if not 0 < temperature < float("inf"):
         raise NumericsError(f"temperature is {temperature}, but must be positive and finite")
     ours, _, valid = _centred(auxiliary_logits, valid, 1.0)
@@ -158,23 +179,26 @@ def aligned_gradient(*, auxiliary: Float[Tensor, " N"], main: Float[Tensor, " N"
 
         g2 - min(<g2, g1>, 0) / ||g1||^2 * g1
 
-    Raises: NumericsError when the shapes differ.
+    Returns: [N] float32 or better. Where the main gradient is zero, nothing is taken away.
+    Raises: NumericsError when shapes or dtypes don't fit.
     Source: Dual-Head KD (2411.08937), gradient alignment.
     Differs: as published.
     Tested: test_aligned_gradient
     """
-    require_same_shape(auxiliary=auxiliary, main=main)
+    require_floats(auxiliary=auxiliary, main=main)
+    auxiliary, main = as_float(auxiliary), as_float(main)
     overlap = (auxiliary * main).sum().clamp(max=0.0)
     return auxiliary - overlap / main.square().sum().clamp(min=torch.finfo(main.dtype).tiny) * main
 
 
 def _centred(logits: Tensor, valid: Tensor | None, std_floor: float) -> tuple[Tensor, Tensor, Tensor]:
     """Values minus their mean (0 where not valid), floored population std, mask."""
-    if not std_floor > 0:
-        raise NumericsError(f"std_floor is {std_floor}, but must be positive")
+    if not 0 < std_floor < float("inf"):
+        raise NumericsError(f"std_floor is {std_floor}, but must be positive and finite")
+    require_floating(logits=logits)
     values = as_float(logits)
     valid = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
-    require_mask(valid, values, "valid")
+    require_mask(valid, values, "valid", "logits")
     count = valid.sum(-1, keepdim=True).clamp(min=1)
     values = values.where(valid, 0.0)
     centred = (values - values.sum(-1, keepdim=True) / count).where(valid, 0.0)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import as_float, require_same_shape
-from rlkd.tensors.chunked import HeadGradient, check_temperature, checked_chunk_size, chunk_logits
+from rlkd.tensors.checks import (
+    as_float,
+    require_bool,
+    require_floating,
+    require_integers,
+    require_mask,
+    require_same_shape,
+)
+from rlkd.tensors.chunked import checked_chunk_size, chunk_logits
+from rlkd.tensors.rowwise import chunked_rows
 
 
 class Support(NamedTuple):
@@ -25,9 +31,10 @@ class Support(NamedTuple):
 def top_support(logits: Float[Tensor, "*S V"], *, k: int) -> Support:
     """The k most likely entries of each position.
 
-    Raises: NumericsError when k is not in [1, V].
+    Raises: NumericsError when k is not in [1, V], or logits are not floating point.
     Tested: test_support_on_all_entries_equals_the_full_divergence
     """
+    require_floating(logits=logits)
     if not 1 <= k <= logits.shape[-1]:
         raise NumericsError(f"k is {k}, but must be in [1, {logits.shape[-1]}], the vocabulary")
     ids = logits.topk(k, dim=-1).indices
@@ -37,9 +44,15 @@ def top_support(logits: Float[Tensor, "*S V"], *, k: int) -> Support:
 def union_support(first: Support, second: Support) -> Support:
     """The entries of either support, each once: teacher's and policy's top-k together.
 
+    Raises: NumericsError when they cover different positions, or ids and valid don't fit each other.
     Tested: test_union_holds_each_entry_once
     """
-    require_same_shape(first=first.ids[..., 0], second=second.ids[..., 0])
+    for support in (first, second):
+        _check_fields(support)
+    if first.ids.shape[:-1] != second.ids.shape[:-1]:
+        raise NumericsError(
+            f"first covers {list(first.ids.shape[:-1])} positions but second {list(second.ids.shape[:-1])}"
+        )
     repeated = (second.ids[..., :, None] == first.ids[..., None, :]) & first.valid[..., None, :]
     fresh = second.valid & ~repeated.any(-1)
     return Support(torch.cat([first.ids, second.ids], -1), torch.cat([first.valid, fresh], -1))
@@ -57,10 +70,12 @@ def bucketed(logits: Float[Tensor, "*S V"], support: Support) -> Float[Tensor, "
     Returns: [..., K + 1] nats. The tail is summed, not taken as 1 - sum: it is exact however small.
     Gradient: through every logit, the tail's included. What an unnormalised top-k loses (mass may leave the set for
         free, and it collapses) cannot happen.
-    Raises: NumericsError for ids outside the vocabulary or shapes that don't fit.
+    Raises: NumericsError for ids outside the vocabulary, or shapes or dtypes that don't fit. Ids that repeat within a
+        position are not looked for: all but one of them must be marked as not valid (union_support does that).
     Source: ours; the fault is verl#5041.
     Tested: test_bucketed_is_a_distribution, test_tail_is_exact_when_tiny
     """
+    require_floating(logits=logits)
     _check_support(support, logits.shape[:-1], logits.shape[-1])
     logprobs = as_float(logits).log_softmax(-1)
     chosen = logprobs.gather(-1, support.ids).where(support.valid, -torch.inf)
@@ -77,17 +92,21 @@ def complete(
     Args:
         logprobs: [..., K] nats, normalised over the whole vocabulary.
         valid: slots that count; default all.
-        tail_floor: > 0; least mass of the tail. Float32 log-probabilities leave its mass uncertain by about 1e-7; an
-            exact 0 there would make reverse KL infinite.
+        tail_floor: in (0, 1); least mass of the tail. Float32 log-probabilities leave its mass uncertain by about 1e-7;
+            an exact 0 there would make reverse KL infinite.
 
     Returns: [..., K + 1] nats.
-    Raises: NumericsError when some position's probabilities sum to clearly more than 1: they are not log-probabilities
-        over one vocabulary (logits, or a temperature applied to one side only).
+    Raises: NumericsError for shapes, dtypes or a floor that don't fit, and when some position's probabilities sum to
+        clearly more than 1: they are not log-probabilities over one vocabulary (logits, or a temperature applied to
+        one side only).
     Tested: test_complete_matches_bucketed, test_unnormalised_logprobs_are_refused
     """
+    require_floating(logprobs=logprobs)
+    if not 0 < tail_floor < 1:
+        raise NumericsError(f"tail_floor is {tail_floor}, but must be in (0, 1)")
     chosen = as_float(logprobs)
     if valid is not None:
-        require_same_shape(logprobs=logprobs, valid=valid)
+        require_mask(valid, logprobs, "valid", "logprobs")
         chosen = chosen.where(valid, -torch.inf)
     mass = chosen.exp().sum(-1, keepdim=True)
     if bool((mass > 1 + 1e-3).any()):
@@ -118,17 +137,20 @@ def chunked_bucketed(
     Raises: NumericsError for shapes, dtypes, ids or a temperature that don't fit.
     Tested: test_chunked_bucketed_equals_plain, test_chunked_bucketed_gradcheck
     """
-    size = checked_chunk_size(hidden, head_weight, head_bias, chunk_size)
-    check_temperature(temperature)
     _check_support(support, hidden.shape[:1], head_weight.shape[0])
 
-    def of(logits: Tensor, rows: slice | Tensor) -> Tensor:
-        return bucketed(logits, Support(support.ids[rows], support.valid[rows]))
+    def buckets(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
+        return bucketed(logits, Support(ids, valid))
 
-    output: Tensor = ChunkedRows.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight, head_bias, of, support.ids.shape[1] + 1, temperature, size
+    return chunked_rows(
+        buckets,
+        hidden=hidden,
+        head_weight=head_weight,
+        head_bias=head_bias,
+        extras=(support.ids, support.valid),
+        temperature=temperature,
+        chunk_size=chunk_size,
     )
-    return output
 
 
 def chunked_top_support(
@@ -162,54 +184,21 @@ def _log_tail(logprobs: Tensor, support: Support) -> Tensor:
     return outside.masked_fill(nothing, 0.0).logsumexp(-1).masked_fill(nothing.squeeze(-1), -torch.inf)
 
 
-def _check_support(support: Support, positions: torch.Size, vocabulary: int) -> None:
+def _check_fields(support: Support) -> None:
+    require_integers(ids=support.ids)
+    require_bool(valid=support.valid)
     require_same_shape(ids=support.ids, valid=support.valid)
+    if support.ids.ndim == 0:
+        raise NumericsError("a support has no axes, but its last one must hold the entries of a position")
+
+
+def _check_support(support: Support, positions: torch.Size, vocabulary: int) -> None:
+    _check_fields(support)
     if support.ids.shape[:-1] != positions:
-        raise NumericsError(f"support covers {list(support.ids.shape[:-1])} positions, but there are {list(positions)}")
+        raise NumericsError(
+            f"support.ids covers {list(support.ids.shape[:-1])} positions, but there are {list(positions)}"
+        )
     if support.ids.numel() and not 0 <= int(support.ids.min()) <= int(support.ids.max()) < vocabulary:
         raise NumericsError(
             f"support ids span {int(support.ids.min())} to {int(support.ids.max())}, but must be in [0, {vocabulary})"
         )
-
-
-class ChunkedRows(torch.autograd.Function):
-    """[N, width] computed row by row from the head's logits, a chunk at a time, again in the backward pass.
-
-    ``of`` (logits of a chunk, its rows) gives [chunk, width]; gradient flows through the logits alone.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        of: Callable[[Tensor, slice | Tensor], Tensor],
-        width: int,
-        temperature: float,
-        size: int,
-    ) -> Tensor:
-        precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        output = torch.empty(hidden.shape[0], width, dtype=precise, device=hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, hidden.shape[0], size):
-                rows = slice(start, start + size)
-                output[rows] = of(chunk_logits(hidden[rows], weight, bias, temperature), rows)
-        ctx.save_for_backward(hidden, weight, bias)
-        ctx.of, ctx.temperature, ctx.size = of, temperature, size
-        return output
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias = ctx.saved_tensors
-        head = HeadGradient(hidden, weight, bias, ctx.needs_input_grad[:3])
-        with torch.autocast(hidden.device.type, enabled=False):
-            for rows in (gradient != 0).any(1).nonzero().squeeze(1).split(ctx.size):
-                inputs = hidden[rows]
-                with torch.enable_grad():
-                    logits = chunk_logits(inputs, weight, bias, ctx.temperature).detach().requires_grad_()
-                    chunk = ctx.of(logits, rows)
-                (logits_gradient,) = torch.autograd.grad(chunk, logits, gradient[rows])
-                head.add(rows, inputs, logits_gradient / ctx.temperature)
-        return *head.result(), None, None, None, None

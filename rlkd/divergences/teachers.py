@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import as_float, require_same_shape
+from rlkd.tensors.checks import as_float, require_axes, require_floating, require_floats
 
 
 def mix_teachers(
@@ -29,13 +29,17 @@ def mix_teachers(
 
     Returns: [..., V] normalised log-probabilities: the teacher_logits of any divergence.
     Gradient: none; teachers are data.
-    Raises: NumericsError when weights are negative or don't sum to 1, or shapes don't fit.
+    Raises: NumericsError when weights are negative or don't sum to 1, or shapes or dtypes don't fit.
     Source: MEAL V2 (2009.08453), arithmetic; logit averaging for geometric.
     Differs: MEAL's discriminator is left out.
     Tested: test_mix_teachers_by_hand, test_mixing_one_teacher_changes_nothing
     """
+    require_floating(teacher_logits=teacher_logits, weights=weights)
     if weights.shape != teacher_logits.shape[:1]:
-        raise NumericsError(f"weights is {list(weights.shape)}, but must be [{teacher_logits.shape[0]}], one a teacher")
+        raise NumericsError(
+            f"weights is {list(weights.shape)} and teacher_logits {list(teacher_logits.shape)}; there must be one "
+            "weight a teacher"
+        )
     if not bool((weights >= 0).all()) or abs(float(weights.double().sum()) - 1) > 1e-5:
         raise NumericsError(f"weights are {weights.tolist()}, but must be >= 0 and sum to 1")
     if mean not in ("arithmetic", "geometric"):
@@ -56,11 +60,13 @@ def prior_weights(accuracies: Float[Tensor, " M"], *, temperature: float = 0.05)
         temperature: > 0; 0.05 is the paper's 5 points of accuracy in percent.
 
     Returns: [M] float32 or better, sum 1.
-    Raises: NumericsError when an accuracy leaves [0, 1] or the temperature isn't positive.
+    Raises: NumericsError when accuracies are not [M] in [0, 1], or the temperature isn't positive.
     Source: CV-DD committee voting (2501.07575), prior voter.
     Differs: accuracies as fractions.
     Tested: test_prior_weights
     """
+    require_axes("M", accuracies=accuracies)
+    require_floating(accuracies=accuracies)
     if not bool(((accuracies >= 0) & (accuracies <= 1)).all()):
         raise NumericsError(f"accuracies are {accuracies.tolist()}, but must be in [0, 1]")
     if not 0 < temperature < float("inf"):
@@ -85,12 +91,12 @@ def trilateral_features(
 
     Returns: [B, 6] in [0, 2].
     Gradient: none; the geometry is an input of the weight, not a target.
-    Raises: NumericsError when shapes differ.
+    Raises: NumericsError when shapes or dtypes don't fit.
     Source: TGeo-KD (2312.15112) Eq 3-4.
     Differs: the edges alone, without the V-wide vectors, which a language model's vocabulary rules out.
     Tested: test_trilateral_features
     """
-    require_same_shape(
+    require_floats(
         policy_probs=policy_probs,
         teacher_probs=teacher_probs,
         target_probs=target_probs,
@@ -121,9 +127,27 @@ def trilateral_weights(
 
     Returns: [B] in (0, 1), for per_sample_mixture.
     Gradient: through the network's parameters.
+    Raises: NumericsError when shapes or dtypes don't fit.
     Source: TGeo-KD (2312.15112) Eq 5.
     Differs: one hidden layer; how the bilevel problem is solved isn't stated in the paper.
     Tested: test_trilateral_weights, test_trilateral_weight_learns_to_distrust_a_wrong_teacher
     """
+    require_axes("B F", features=features)
+    require_axes("H F", first_weight=first_weight)
+    network = (first_weight, first_bias, second_weight, second_bias)
+    width = first_weight.shape[0]
+    want = ((width, features.shape[1]), (width,), (width,), ())
+    if any(tensor.shape != shape for tensor, shape in zip(network, want, strict=True)):
+        raise NumericsError(
+            f"first_weight, first_bias, second_weight and second_bias are {[list(t.shape) for t in network]}, but must "
+            f"be {[list(shape) for shape in want]} for {features.shape[1]} features"
+        )
+    require_floating(
+        features=features,
+        first_weight=first_weight,
+        first_bias=first_bias,
+        second_weight=second_weight,
+        second_bias=second_bias,
+    )
     hidden = torch.relu(features @ first_weight.T + first_bias)
     return torch.sigmoid(hidden @ second_weight + second_bias)

@@ -13,13 +13,14 @@ from rlkd.divergences import (
     DivergenceOutput,
     Kind,
     Support,
-    chunked_boundary_logmass,
+    boundary_logmass,
     chunked_bucketed,
     chunked_divergence,
     complete,
     divergence,
 )
 from rlkd.errors import NumericsError
+from rlkd.tensors import chunked_rows
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,7 @@ def compare(
         if isinstance(comparison, HiddenComparison):
             found = _by_heads(comparison, chosen, head, temperature)
         elif isinstance(comparison, BoundaryMass):
-            mass = chunked_boundary_logmass(
-                hidden=chosen,
-                head_weight=head.weight,
-                head_bias=head.bias,
-                starts_pretoken=comparison.starts_pretoken,
-                temperature=temperature,
-            )
+            mass = boundary_mass(comparison.starts_pretoken, hidden=chosen, head=head, temperature=temperature)
             found = DivergenceOutput(mass, torch.zeros_like(mass))
         else:
             found = _by_buckets(comparison, chosen, head, temperature)
@@ -146,4 +141,23 @@ def _by_buckets(comparison: TopKComparison, hidden: Tensor, head: Head, temperat
         mixture_weight=comparison.measure.mixture_weight,
         policy_logits=policy,
         teacher_logits=complete(comparison.logprobs, valid),
+    )
+
+
+def boundary_mass(starts_pretoken: Tensor, *, hidden: Tensor, head: Head, temperature: float) -> Tensor:
+    """[N] ``boundary_logmass`` of a head's distributions; entries that pad it beyond its tokenizer start nothing.
+
+    Raises: NumericsError when the tokenizer has more tokens than the head.
+    """
+    assert head.weight is not None
+    padding = head.weight.shape[0] - len(starts_pretoken)
+    if padding < 0:
+        raise NumericsError(f"a tokenizer of {len(starts_pretoken)} tokens, but a head of {head.weight.shape[0]} rows")
+    starts = torch.nn.functional.pad(starts_pretoken, (0, padding))
+    return chunked_rows(
+        lambda logits: boundary_logmass(logits, starts),
+        hidden=hidden,
+        head_weight=head.weight,
+        head_bias=head.bias,
+        temperature=temperature,
     )

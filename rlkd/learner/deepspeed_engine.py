@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,21 @@ class DeepSpeedEngine:
         with deepspeed.zero.GatheredParameters(parameters, enabled=bool(parameters)):
             yield dict(model.state_dict())
 
+    def gathered_layers(self) -> Iterator[dict[str, Tensor]]:
+        """The same weights one layer after the other: under ZeRO-3 no more than one layer is ever whole.
+
+        Every rank has to go through all of them, at the same time.
+        """
+        import deepspeed
+
+        state = self.engine.module.model.state_dict(keep_vars=True)
+        for _, names in groupby(state, key=layer_of):
+            part = {name: state[name] for name in names}
+            sharded = [tensor for tensor in part.values() if isinstance(tensor, torch.nn.Parameter)]
+            unique = list(dict.fromkeys(sharded)) if self.zero_stage == 3 else []
+            with deepspeed.zero.GatheredParameters(unique, enabled=bool(unique)):
+                yield {name: tensor.detach() for name, tensor in part.items()}
+
     def save(self, folder: Path) -> None:
         """Weights, master weights and optimizer moments of this rank."""
         self.engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=False)
@@ -110,6 +127,12 @@ class DeepSpeedEngine:
         found, _ = self.engine.load_checkpoint(str(folder), tag="state")
         if found is None:
             raise FileNotFoundError(f"DeepSpeed found no checkpoint in {folder}")
+
+
+def layer_of(name: str) -> str:
+    """The part of a weight's name that its whole layer shares; empty before and after the layers."""
+    found = re.match(r".*?\.\d+\.", name)
+    return found.group() if found else ""
 
 
 def _adamw(optim: OptimSpec) -> dict[str, Any]:

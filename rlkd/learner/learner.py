@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from rlkd.data.token_bytes import starts_pretoken
 from rlkd.divergences import Kind
-from rlkd.errors import NumericsError
+from rlkd.errors import NumericsError, RolloutError
 from rlkd.learner.deepspeed_engine import DeepSpeedEngine
 from rlkd.learner.loss import Denominators, Signals, build_loss
 from rlkd.learner.packing import MicroBatch, blank, pack, plan_micro_batches, score_rows
@@ -22,10 +22,13 @@ from rlkd.learner.policy import PackedPolicy, load_causal_lm
 from rlkd.learner.privileged_loss import ContextSignals, contexts
 from rlkd.learner.schedule import learning_rate
 from rlkd.learner.teaching import SelfTeaching, Teaching, needs_copy, read_heads, self_teacher_of
-from rlkd.learner.weights import checksum, merged, published
+from rlkd.learner.weights import Route, Sent, checksum, merged, published
 from rlkd.models import load_tokenizer
 from rlkd.recipe import Recipe
 from rlkd.records import Chunks, Term, TrainRow
+
+if TYPE_CHECKING:  # the module imports vLLM, which the object store does without
+    from rlkd.learner.sending import WeightSender
 
 Counts = dict[str, tuple[float, float]]  # name -> (sum, count)
 Kept = dict[int, list[float]]  # rollout index -> policy_logprobs
@@ -60,6 +63,7 @@ class Learner:
         self.rank = rank
         self.total_updates = total_updates
         self.updates = 0
+        self.sender: WeightSender | None = None
         self.loss = build_loss(recipe.objective)
         precision = recipe.learner.precision or "fp32"
         model = load_causal_lm(folder, dtype=DTYPES[precision])
@@ -252,11 +256,30 @@ class Learner:
 
     def export_weights(self) -> tuple[list[tuple[str, Tensor]], int] | None:
         """Weights by transformers' names, on the CPU, with their checksum; None on every rank but 0."""
-        with self.engine.gathered() as state:
-            if self.rank:
-                return None
-            named = list(published(self.policy.module.model, state, tied=self.tied))
-        return named, checksum(named)
+        named: list[tuple[str, Tensor]] = []
+        for name, tensor in self.published():
+            if self.rank == 0:
+                named.append((name, tensor.to("cpu", copy=True)))
+        return None if self.rank else (named, checksum(named))
+
+    def published(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights by transformers' names, gathered layer by layer: every rank has to go through all of them."""
+        for state in self.engine.gathered_layers():
+            yield from published(self.policy.module.model, state, tied=self.tied)
+
+    def join_engines(self, route: Route) -> None:
+        """Meet the rollout engines, anew if need be; rank 0 sends."""
+        from rlkd.learner.sending import WeightSender
+
+        if self.sender is not None:
+            self.sender.close()
+        self.sender = WeightSender(route, self.published, rank=self.rank)
+
+    def send_weights(self) -> Sent | None:
+        """Weights straight to the engines that were joined; None on every rank but 0."""
+        if self.sender is None:
+            raise RolloutError(f"rank {self.rank}: weights are to be sent before the engines were joined")
+        return self.sender.send()
 
     def save(self, folder: Path) -> None:
         """This rank's training state."""
@@ -278,7 +301,7 @@ class Learner:
                 return
             model = self.policy.module.model
             base = model.get_base_model() if hasattr(model, "get_base_model") else model
-            weights = dict(published(model, state, tied=False))
+            weights = {name: tensor.to("cpu", copy=True) for name, tensor in published(model, state, tied=False)}
             base.save_pretrained(folder, state_dict=weights)
 
     @contextmanager

@@ -7,6 +7,7 @@ derivative of its pair's loss by its score. By the chain rule that is the gradie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,18 +56,17 @@ class PairLearner(Learner):
         counts = pass_.counts
         if not self.slopes:
             add_figure(counts, "loss", float(loss.detach()), 0)
-        means = _score(logprobs.detach(), mask, length_normalised=True)
-        for row, value in zip(batch.rows, means, strict=True):
-            add_figure(counts, f"{row.term}_logprob", value, 1)
+        for row, values in zip(batch.rows, logprobs.tolist(), strict=True):
+            add_figure(counts, f"{row.term}_logprob", _score(values[: len(row.completion_ids)], normalised=True), 1)
         if output.entropy is not None:
             add_figure(counts, "entropy", float(output.entropy.detach().sum()), float(mask.sum()))
         return loss
 
     def _pair_scores(self, update: Update, *, reference: bool = False) -> dict[int, float]:
-        """What the pair loss reads of each row: its log-probability, summed (DPO) or mean (SimPO), in float64."""
+        """What the pair loss reads of each row: its log-probability, summed (DPO) or mean (SimPO)."""
         found = self._scores(update, reference=reference)
         normalised = isinstance(self.objective, SimpoObjective)
-        return {index: sum(values) / (len(values) if normalised else 1) for index, values in found.items()}
+        return {index: _score(values, normalised=normalised) for index, values in found.items()}
 
     def _padding(self) -> Tensor:
         return self._padding_loss()  # the reference had its passes before
@@ -155,12 +155,9 @@ def real_tokens(batch: MicroBatch) -> Tensor:
     return batch.scatter(torch.ones_like(batch.targets)).bool()
 
 
-def _score(logprobs: Tensor, mask: Tensor, *, length_normalised: bool) -> list[float]:
-    """Sum or mean of each row, added up in float64: a sum over 19,000 tokens outgrows float32."""
-    values = objectives.sequence_logprobs(
-        policy_logprobs=logprobs.double(), response_mask=mask, length_normalised=length_normalised
-    )
-    return [float(value) for value in values]
+def _score(logprobs: Sequence[float], *, normalised: bool) -> float:
+    """Sum or mean of a row, added up in float64: a sum over 19,000 tokens outgrows float32."""
+    return math.fsum(logprobs) / (len(logprobs) if normalised else 1)
 
 
 def _of_stage(recipe: Recipe, stage: OfflineStage) -> Recipe:

@@ -207,12 +207,11 @@ class AlmLoss:
 
 
 def _boundary(signals: ContextSignals, row: int, chunks: Chunks) -> Tensor:
-    """[C] the policy's log-mass on each chunk being over; 0 where its completion ends."""
+    """[C] the policy's log-mass on each chunk being over; 0 where its completion ends (``teaching.boundaries``)."""
     ends = torch.tensor([end for _, end in chunks.ranges], device=signals.policy_logprobs.device)
-    inside = ends < sum(end - start for start, end in chunks.ranges)
-    if signals.divergence is None:
+    if signals.divergence is None:  # every chunk of the micro-batch ends with its completion
         return signals.policy_logprobs.new_zeros(len(ends))
-    return signals.divergence[row].index_select(0, ends.where(inside, 0)).where(inside, 0.0)
+    return torch.nn.functional.pad(signals.divergence[row], (0, 1)).index_select(0, ends)
 
 
 def _divergence(signals: Signals, mask: Tensor | None = None) -> Tensor:

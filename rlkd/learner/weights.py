@@ -3,32 +3,100 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlkd.cluster import Worker
+
 _PEFT_PREFIX = "base_model.model."
+_CHUNK = 2**17  # words hashed at once: bounds the 64-bit copies
+_CHUNK_FACTOR = 0x9E3779B97F4A7C15 - 2**64  # odd, so that no chunk's sum is ever multiplied away
 
 
-def checksum(named: Sequence[tuple[str, Tensor]]) -> int:
-    """CRC-32 over names and raw bytes: proves that what arrived is what was sent."""
-    value = 0
+@dataclass
+class Checksum:
+    """Over names and raw bytes in their order, on whatever device they are: proves that what arrived is what was sent.
+
+    Per tensor: the sum over its words of word x (2 position + 1), modulo 2^64. One changed word, or two exchanged ones
+    within a chunk, always change it. Hashes stay on their device until ``value``.
+    """
+
+    names: list[str] = field(default_factory=list)
+    hashes: list[Tensor] = field(default_factory=list)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        self.names.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
+        self.hashes.append(_hash(tensor.detach()))
+
+    def value(self) -> int:
+        """32 bits."""
+        found = torch.stack(self.hashes).tolist() if self.hashes else []
+        text = "\n".join(f"{name} {number}" for name, number in zip(self.names, found, strict=True))
+        return zlib.crc32(text.encode())
+
+
+@dataclass(frozen=True)
+class Route:
+    """Who meets where when weights don't go through the object store."""
+
+    transport: str  # gloo, nccl or ipc
+    engines: Sequence[Worker]
+    devices: int  # of one engine
+    address: tuple[str, int]
+    deadline_s: float
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What went to the engines by another way than the object store."""
+
+    checksum: int
+
+
+def checksum(named: Iterable[tuple[str, Tensor]]) -> int:
+    """The checksum of all."""
+    found = Checksum()
     for name, tensor in named:
-        value = zlib.crc32(name.encode(), value)
-        raw = tensor.contiguous().view(-1).view(torch.uint8).numpy()
-        value = zlib.crc32(raw, value)  # type: ignore[arg-type]  # an array is a buffer
-    return value
+        found.add(name, tensor)
+    return found.value()
+
+
+def _hash(tensor: Tensor) -> Tensor:
+    raw = tensor.contiguous().view(-1).view(torch.uint8)
+    words = raw
+    if raw.numel() % 4 == 0:
+        aligned = raw.clone() if raw.storage_offset() % 4 else raw  # what is cut from a packed buffer need not be
+        words = aligned.view(torch.int32)
+    total = torch.zeros((), dtype=torch.int64, device=raw.device)
+    for part in words.split(_CHUNK):
+        total = total * _CHUNK_FACTOR + (part.long() * _odd_numbers(raw.device)[: part.numel()]).sum()
+    return total
+
+
+@cache
+def _odd_numbers(device: torch.device) -> Tensor:
+    numbers = torch.arange(1, 2 * _CHUNK, 2, dtype=torch.int64, device=device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the next to read them may be on another stream
+    return numbers
 
 
 def published(model: Any, state: Mapping[str, Tensor], *, tied: bool) -> Iterator[tuple[str, Tensor]]:
-    """CPU copies by transformers' names; adapters are merged, a tied head is left to its embedding."""
+    """Weights by transformers' names; adapters are merged, a tied head is left to its embedding.
+
+    Args:
+        state: whole weights of the model, or of some of its layers.
+    """
     if hasattr(model, "peft_config"):
         state = merged(model, state)
     for name, tensor in state.items():
         if not (tied and name == "lm_head.weight"):
-            yield name, tensor.detach().to("cpu", copy=True)
+            yield name, tensor.detach()
 
 
 def merged(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

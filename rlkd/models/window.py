@@ -8,8 +8,14 @@ from pathlib import Path
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl
-from rlkd.recipe.privileged_checks import longest_prompt, longest_sampled_prompt, teacher_prompt_budget
-from rlkd.recipe.schema import OfflineStage, SftStage, Stage
+from rlkd.recipe.offline_checks import sampled_pairs
+from rlkd.recipe.privileged_checks import (
+    longest_prompt,
+    longest_sampled_prompt,
+    separate_teachers,
+    teacher_prompt_budget,
+)
+from rlkd.recipe.schema import OfflineStage, SftStage, Stage, TeacherSpec
 
 
 def context_length(folder: Path) -> int:
@@ -41,10 +47,8 @@ def check_windows(recipe: Recipe, folders: Mapping[str, Path]) -> None:
         if recipe.objective.kind == "alm" and name != "policy":
             continue  # another tokenizer counts other tokens; its budget is made to fit
         window = context_length(folder)
-        # an engine scores a sequence by generating one token more; what only the learner reads needs no such room
-        sampled = longest_sampled_prompt(recipe) if name == "policy" else teacher_prompt_budget(recipe)
-        prompt = max(sampled + 1, longest_prompt(recipe)) if name == "policy" else sampled + 1
-        if (has_rl(recipe) or recipe.data.eval) and prompt + completion > window:
+        prompt = _room_before_completion(recipe, name)
+        if (has_rl(recipe) or recipe.data.eval or sampled_pairs(recipe)) and prompt + completion > window:
             raise RecipeError(
                 f"{name}: its window is {window} tokens, but prompt and completion take up to {prompt} (room for the "
                 f"engine) + {completion} = {prompt + completion}; lower rollout.max_prompt_tokens or "
@@ -57,6 +61,21 @@ def check_windows(recipe: Recipe, folders: Mapping[str, Path]) -> None:
                     f"stages.{stage.name}.{what} {longest} exceeds the {window} tokens of {name}'s window; lower it or "
                     f"widen the model, e.g. config: {{max_position_embeddings: {longest}}}"
                 )
+
+
+def _room_before_completion(recipe: Recipe, name: str) -> int:
+    """Positions that the named model needs beside those of a completion.
+
+    An engine (vLLM) scores a sequence by generating one token more; a plain forward pass needs no such room.
+    """
+    if name == "policy":
+        return max(longest_sampled_prompt(recipe) + 1, longest_prompt(recipe))
+    spec = separate_teachers(recipe).get(name)
+    by_pass = isinstance(spec, TeacherSpec) and spec.engine == "transformers"
+    scored = teacher_prompt_budget(recipe) + (not by_pass)
+    evaluated = recipe.data.eval and any(isinstance(s, SftStage) and s.target == name for s in recipe.stages)
+    sampled = evaluated or any(pairs.model == name for pairs in sampled_pairs(recipe))
+    return max(scored, longest_sampled_prompt(recipe) + 1 if sampled else 0)
 
 
 def _trained(stage: Stage, name: str) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlkd.errors import NumericsError, did_you_mean
 from rlkd.objectives.policy_gradient import LOG_RATIO_BOUND
-from rlkd.tensors.checks import as_float, require_same_shape
+from rlkd.tensors.checks import as_float, require_floats
 
 
 def k1_value(*, policy_logprobs: Float[Tensor, "B T"], teacher_logprobs: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
@@ -24,10 +24,11 @@ def k1_value(*, policy_logprobs: Float[Tensor, "B T"], teacher_logprobs: Float[T
 
     Returns: [B, T] nats, of either sign; E[k1_t] = KL(policy || teacher) at the sampled prefix.
     Gradient: none. Through the log-ratio it would be E[grad log policy] = 0, whatever the teacher says.
+    Raises: NumericsError when shapes or dtypes don't fit.
     Source: Schulman, "Approximating KL divergence".
     Tested: test_value_is_reverse_kl, test_k1_as_a_loss_has_no_gradient
     """
-    require_same_shape(policy_logprobs=policy_logprobs, teacher_logprobs=teacher_logprobs)
+    require_floats(policy_logprobs=policy_logprobs, teacher_logprobs=teacher_logprobs)
     return (as_float(policy_logprobs) - as_float(teacher_logprobs)).detach()  # a value, refused as a loss
 
 
@@ -45,11 +46,12 @@ def reverse_kl_k2(
     Returns: [B, T] nats, >= 0. Biased as a value.
     Gradient: E[grad k2_t] = grad KL(policy || teacher) at the sampled prefix, exactly; a token gets no credit for the
         KL of later tokens (see advantages.reward_to_go for that).
+    Raises: NumericsError when shapes or dtypes don't fit.
     Source: Schulman, "Approximating KL divergence"; KDRL (2506.02208) joint loss, App. A.3.
     Differs: as published.
     Tested: test_k2_gradient_is_reverse_kl, test_k2_is_token_local, test_teacher_swap_changes_the_gradient
     """
-    require_same_shape(policy_logprobs=policy_logprobs, teacher_logprobs=teacher_logprobs)
+    require_floats(policy_logprobs=policy_logprobs, teacher_logprobs=teacher_logprobs)
     teacher = as_float(teacher_logprobs).detach()  # the teacher is data, never trained
     return (as_float(policy_logprobs) - teacher).square() / 2
 
@@ -68,11 +70,12 @@ def forward_kl_k3(
 
     Returns: [B, T] nats, >= 0; E[k3_t] = KL(policy || teacher) at the sampled prefix.
     Gradient: E[grad k3_t] = grad KL(teacher || policy). R is bounded to +-20, outside it the gradient is zero.
+    Raises: NumericsError when shapes or dtypes don't fit.
     Source: Schulman, "Approximating KL divergence"; GRPO's reference penalty (2402.03300) Eq 4.
     Differs: R bounded to +-20 so that exp cannot overflow.
     Tested: test_value_is_reverse_kl, test_k3_gradient_is_forward_kl, test_teacher_swap_changes_the_gradient
     """
-    require_same_shape(policy_logprobs=policy_logprobs, teacher_logprobs=teacher_logprobs)
+    require_floats(policy_logprobs=policy_logprobs, teacher_logprobs=teacher_logprobs)
     teacher = as_float(teacher_logprobs).detach()  # the teacher is data, never trained
     difference = (teacher - as_float(policy_logprobs)).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     return difference.expm1() - difference

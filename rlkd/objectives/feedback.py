@@ -30,12 +30,12 @@ def rltf_self_distillation(
     Returns: [B, T] loss to minimise, to be weighted by c_SD (0.1) and added to the policy-gradient loss.
     Gradient: A_t grad log p(y1_t | x0), without importance ratio: biased for the single-turn objective as the samples
         come from the critique's context (the unbiased weight p(y1|x0) / p(y1|x1) has unusable variance).
-    Raises: NumericsError when shapes don't fit, or the floor is above 0.
+    Raises: NumericsError when shapes or dtypes don't fit, or the floor is above 0. NaN stays NaN.
     Source: RLTF (2602.02482) Eq 3 with pi_ref = pi(.|x0), Eq 7, Alg 1; the floor from released code.
     Differs: as published (floor off).
-    Tested: test_rltf_sd_bias_is_the_missing_ratio, test_rltf_sd_floor
+    Tested: test_rltf_sd_bias_is_the_missing_ratio, test_rltf_sd_floor, test_rltf_sd_floor_does_not_hide_nan
     """
     if math.isnan(logprob_floor) or logprob_floor > 0:
         raise NumericsError(f"logprob_floor is {logprob_floor}, but must be at most 0 (log-probabilities are)")
     loss = reinforce(policy_logprobs=policy_logprobs, advantages=advantages)
-    return loss.where(as_float(policy_logprobs) >= logprob_floor, 0.0)
+    return loss.masked_fill(as_float(policy_logprobs) < logprob_floor, 0.0)  # NaN is no unlikely token: it stays

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlkd.errors import NumericsError
 from rlkd.objectives.policy_gradient import LOG_RATIO_BOUND, log_ratio
-from rlkd.tensors.checks import require_mask
+from rlkd.tensors.checks import require_axes, require_mask
 
 Level = Literal["token", "sequence", "geometric"]
 
@@ -36,10 +36,12 @@ def truncated_importance_weight(
 
     Returns: [B, T] in (0, cap]; 1 where the mask is false.
     Gradient: none; a weight is never trained.
-    Raises: NumericsError when shapes differ, or cap is not positive.
+    Raises: NumericsError when shapes or dtypes don't fit, or cap is not positive. A log-probability that is not finite
+        stays visible: NaN gives NaN, never a dropped token.
     Source: "Your efficient RL framework secretly brings you off-policy RL" (TIS, Yao et al. 2025); IMPALA (1802.01561).
     Differs: log-ratios bounded to +-20, per token and in sum.
-    Tested: test_truncated_weight_is_capped, test_untruncated_sequence_weight_is_unbiased
+    Tested: test_truncated_weight_is_capped, test_untruncated_sequence_weight_is_unbiased,
+        test_off_policy_k2_needs_the_importance_weight, test_nan_is_not_taken_for_an_outlier
     """
     if not cap > 0:
         raise NumericsError(f"cap is {cap}, but must be positive")
@@ -68,19 +70,22 @@ def masked_importance_weight(
 
     Returns: [B, T], 0 or in [low, high]; 1 where the response mask is false.
     Gradient: none; a weight is never trained.
-    Raises: NumericsError when shapes differ, or the interval doesn't hold 1.
+    Raises: NumericsError when shapes or dtypes don't fit, or the interval doesn't hold 1. NaN stays NaN.
     Source: IcePop (token level; Ring-1T, 2510.18855); masked importance sampling (sequence level; Liu et al. 2025).
     Differs: dropped tokens stay in the denominator of ``reduce``, so that dropping never scales others up.
-    Tested: test_masked_weight_drops_outliers, test_sequence_masked_weight_drops_rows
+    Tested: test_masked_weight_drops_outliers, test_sequence_masked_weight_drops_rows,
+        test_nan_is_not_taken_for_an_outlier
     """
     if not 0 <= low <= 1 <= high:
         raise NumericsError(f"[low, high] is [{low}, {high}], but must hold 1 and not reach below 0")
     ratio = _ratio(policy_logprobs, rollout_logprobs, response_mask, level)
-    return ratio.where((ratio >= low) & (ratio <= high), 0.0).where(response_mask, 1.0)
+    is_outlier = (ratio < low) | (ratio > high)  # false for NaN: a fault must not pass for an outlier
+    return ratio.masked_fill(is_outlier, 0.0).where(response_mask, 1.0)
 
 
 def _ratio(policy_logprobs: Tensor, rollout_logprobs: Tensor, response_mask: Tensor, level: str) -> Tensor:
-    require_mask(response_mask, policy_logprobs, "response_mask")
+    require_axes("B T", policy_logprobs=policy_logprobs)
+    require_mask(response_mask, policy_logprobs, "response_mask", "policy_logprobs")
     if level not in ("token", "sequence", "geometric"):
         raise NumericsError(f"level is '{level}', but must be token, sequence or geometric")
     per_token = log_ratio(policy_logprobs=policy_logprobs.detach(), rollout_logprobs=rollout_logprobs)  # a weight only

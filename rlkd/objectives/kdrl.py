@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlkd.errors import NumericsError
 from rlkd.objectives.estimators import k1_value, reverse_kl_k2
-from rlkd.tensors.checks import as_float, require_rows, require_same_shape
+from rlkd.tensors.checks import as_float, require_bool, require_floats, require_integers, require_rows
 
 DistillRows = Literal["all", "wrong_responses", "wrong_groups"]
 
@@ -37,13 +37,13 @@ def kdrl_joint(
     Returns: [B, T] loss to minimise.
     Gradient: policy gradient + distill_coef * grad KL(policy || teacher); while the ratio is 1 the same as that of
         additive_advantage.
-    Raises: NumericsError when shapes differ or the coefficient is negative.
+    Raises: NumericsError when shapes or dtypes don't fit, or the coefficient is negative or not finite.
     Source: KDRL (2506.02208) Eq 8.
     Differs: distilled rows share the policy loss's denominator; the paper's own for masked terms is not known. To
         average over kept tokens instead, reduce the two terms apart, each with its own mask.
     Tested: test_joint_equals_additive_when_on_policy, test_zero_advantage_still_distils
     """
-    require_same_shape(policy_loss=policy_loss, policy_logprobs=policy_logprobs)
+    require_floats(policy_loss=policy_loss, policy_logprobs=policy_logprobs)
     distillation = reverse_kl_k2(policy_logprobs=policy_logprobs, teacher_logprobs=teacher_logprobs)
     return policy_loss + _coefficient(distill_coef) * _kept(distillation, keep)
 
@@ -70,12 +70,12 @@ def additive_advantage(
     Returns: [B, T] advantages for any policy-gradient loss.
     Gradient: none here; through the loss that uses it, grad E[score] - distill_coef * grad KL(policy || teacher),
         token-local. In the score before normalisation it would be centred and divided: another algorithm.
-    Raises: NumericsError when shapes differ or the coefficient is negative.
+    Raises: NumericsError when shapes or dtypes don't fit, or the coefficient is negative or not finite.
     Source: KDRL (2506.02208) Eq 5; Thinking Machines, "On-policy distillation" (2025).
     Differs: as published.
     Tested: test_joint_equals_additive_when_on_policy, test_additive_advantage_gradient_is_reverse_kl
     """
-    require_same_shape(advantages=advantages, policy_logprobs=policy_logprobs)
+    require_floats(advantages=advantages, policy_logprobs=policy_logprobs)
     reward = -k1_value(policy_logprobs=policy_logprobs, teacher_logprobs=teacher_logprobs)
     return as_float(advantages).detach() + _coefficient(distill_coef) * _kept(reward, keep)
 
@@ -89,11 +89,13 @@ def distill_mask(*, rows: DistillRows, correct: Bool[Tensor, " B"], group_ids: I
         group_ids: [B] prompt of each rollout.
 
     Returns: [B] true where distillation applies.
-    Raises: NumericsError when shapes differ or the mode is unknown.
+    Raises: NumericsError when shapes or dtypes don't fit or the mode is unknown.
     Source: KDRL (2506.02208) sec 3.4.
     Tested: test_distill_mask_modes
     """
-    require_rows(group_ids, correct, "group_ids")
+    require_bool(correct=correct)
+    require_integers(group_ids=group_ids)
+    require_rows(group_ids, correct, "group_ids", "correct")
     if rows == "all":
         return torch.ones_like(correct)
     if rows == "wrong_responses":
@@ -112,5 +114,6 @@ def _coefficient(value: float) -> float:
 def _kept(values: Tensor, keep: Tensor | None) -> Tensor:
     if keep is None:
         return values
-    require_rows(keep, values, "keep")
+    require_bool(keep=keep)
+    require_rows(keep, values, "keep", "policy_logprobs")
     return values.where(keep[:, None], 0.0)

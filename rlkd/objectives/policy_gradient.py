@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import as_float, require_mask, require_same_shape
+from rlkd.tensors.checks import as_float, require_axes, require_floats, require_mask
 
 LOG_RATIO_BOUND = 20.0  # exp(20) = 4.9e8: beyond it a ratio is a fault, and exp would overflow into NaN gradients
 
@@ -23,10 +23,10 @@ def log_ratio(*, policy_logprobs: Float[Tensor, "B T"], rollout_logprobs: Float[
 
     Returns: [B, T] nats.
     Gradient: through policy_logprobs inside the bound, zero outside.
-    Raises: NumericsError when the shapes differ.
+    Raises: NumericsError when shapes or dtypes don't fit.
     Tested: test_log_ratio_is_bounded
     """
-    require_same_shape(policy_logprobs=policy_logprobs, rollout_logprobs=rollout_logprobs)
+    require_floats(policy_logprobs=policy_logprobs, rollout_logprobs=rollout_logprobs)
     rollout = as_float(rollout_logprobs).detach()  # the sampling distribution is data, never trained
     return (as_float(policy_logprobs) - rollout).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
 
@@ -42,11 +42,13 @@ def reinforce(*, policy_logprobs: Float[Tensor, "B T"], advantages: Float[Tensor
 
     Returns: [B, T] loss to minimise; its value means nothing, only its gradient does.
     Gradient: E[grad loss] = -grad E[return], if advantages are returns minus a baseline free of the token.
+    Raises: NumericsError when shapes or dtypes don't fit. An advantage or a log-probability that is not finite is not
+        looked for: it stays visible in the loss.
     Source: Williams (1992); RLOO (2402.14740) with a leave-one-out baseline.
     Differs: as published.
-    Tested: test_reinforce_gradient_is_exact, test_rloo_gradient_is_exact
+    Tested: test_reinforce_gradient_is_exact, test_rloo_gradient_is_exact, test_non_finite_credit_is_not_hidden
     """
-    require_same_shape(policy_logprobs=policy_logprobs, advantages=advantages)
+    require_floats(policy_logprobs=policy_logprobs, advantages=advantages)
     credit = as_float(advantages).detach()  # the advantage is data, never trained
     return -credit * as_float(policy_logprobs)
 
@@ -75,7 +77,7 @@ def clipped_surrogate(
 
     Returns: [B, T] loss to minimise.
     Gradient: ratio_t A_t grad policy_logprobs_t while the unclipped side is the smaller; zero where clipping acts.
-    Raises: NumericsError when shapes differ or a clip is out of range.
+    Raises: NumericsError when shapes or dtypes don't fit or a clip is out of range.
     Source: PPO (1707.06347) Eq 7; GRPO (2402.03300); DAPO clip-higher (2503.14476) Eq 8; dual clip (1912.09729) Eq 5.
     Differs: log-ratio bounded to +-20 (see log_ratio).
     Tested: test_surrogate_gradient_is_policy_gradient_at_ratio_one, test_surrogate_clips_each_side,
@@ -84,7 +86,7 @@ def clipped_surrogate(
     _check_clip(clip_low, clip_high)
     if dual_clip is not None and not dual_clip > 1:
         raise NumericsError(f"dual_clip is {dual_clip}, but must be above 1 or None")
-    require_same_shape(policy_logprobs=policy_logprobs, advantages=advantages)
+    require_floats(policy_logprobs=policy_logprobs, advantages=advantages)
     credit = as_float(advantages).detach()  # the advantage is data, never trained
     ratio = log_ratio(policy_logprobs=policy_logprobs, rollout_logprobs=rollout_logprobs).exp()
     objective = torch.minimum(ratio * credit, ratio.clamp(1 - clip_low, 1 + clip_high) * credit)
@@ -113,7 +115,7 @@ def cispo(
 
     Returns: [B, T] loss to minimise.
     Gradient: the weight is stopped, so every token keeps one; with both clips off, that of importance sampling.
-    Raises: NumericsError when shapes differ or a clip is out of range.
+    Raises: NumericsError when shapes or dtypes don't fit or a clip is out of range.
     Source: MiniMax-M1 (2506.13585) Eq 4-5.
     Differs: as published; normalisation is left to ``reduce``.
     Tested: test_cispo_keeps_every_token, test_cispo_without_clip_is_importance_sampling
@@ -136,29 +138,35 @@ def gspo(
     """Clipped surrogate whose ratio is the geometric mean over the whole sequence (one row is one sequence).
 
         s      = exp(mean_t log_ratio_t over trained tokens)
-        loss_t = -min(s A_t, clip(s, 1 - clip_low, 1 + clip_high) A_t)
+        s_t    = sg[s] policy_t / sg[policy_t]                      equal to s in value
+        loss_t = -min(s_t A_t, clip(s_t, 1 - clip_low, 1 + clip_high) A_t)
 
     Args:
         policy_logprobs: [B, T] nats. Gradient flows here.
         rollout_logprobs: [B, T] nats, same tokens, weights that sampled them. No gradient.
-        advantages: [B, T], constant along a row in the paper. No gradient.
+        advantages: [B, T]; they may differ along a row, as distillation credit does. No gradient.
         response_mask: [B, T] trained tokens; a row is one sequence, so packed rows are not accepted here.
         clip_low, clip_high: distances from 1, >= 0 (the paper: 3e-4 and 4e-4).
 
     Returns: [B, T] loss to minimise; reduce it with kind "sequence" as the paper does.
-    Gradient: through every trained token of the row; zero for a clipped sequence.
-    Raises: NumericsError when shapes differ or a clip is out of range.
-    Source: GSPO (2507.18071) Eq 5-7.
+    Gradient: s A_t grad policy_logprobs_t, zero where the sequence is clipped. Along a row of equal advantages the sum
+        is the gradient of the sequence ratio itself; where they differ, every token gets its own, not the row's mean.
+    Raises: NumericsError when shapes or dtypes don't fit or a clip is out of range.
+    Source: GSPO (2507.18071) Eq 5-7, in the form of its GSPO-token (sec 4.3).
     Differs: as published.
-    Tested: test_gspo_gradient_is_that_of_the_sequence_ratio, test_gspo_is_token_surrogate_for_one_token
+    Tested: test_gspo_gradient_is_that_of_the_sequence_ratio, test_gspo_credits_each_token_with_its_own_advantage,
+        test_gspo_is_token_surrogate_for_one_token
     """
     _check_clip(clip_low, clip_high)
-    require_mask(response_mask, policy_logprobs, "response_mask")
-    require_same_shape(policy_logprobs=policy_logprobs, advantages=advantages)
+    require_axes("B T", policy_logprobs=policy_logprobs)
+    require_mask(response_mask, policy_logprobs, "response_mask", "policy_logprobs")
+    require_floats(policy_logprobs=policy_logprobs, advantages=advantages)
     credit = as_float(advantages).detach()  # the advantage is data, never trained
     per_token = log_ratio(policy_logprobs=policy_logprobs, rollout_logprobs=rollout_logprobs)
     length = response_mask.sum(1, keepdim=True).clamp(min=1)
-    ratio = (per_token.where(response_mask, 0.0).sum(1, keepdim=True) / length).exp()
+    per_token = per_token.where(response_mask, 0.0)
+    mean = (per_token.sum(1, keepdim=True) / length).detach()  # the ratio's size; its slope is the token's own
+    ratio = (mean + (per_token - per_token.detach())).exp()  # the difference is 0, its gradient isn't
     return -torch.minimum(ratio * credit, ratio.clamp(1 - clip_low, 1 + clip_high) * credit)
 
 

@@ -7,7 +7,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import as_float, require_mask, require_rows, require_same_shape
+from rlkd.tensors.checks import (
+    as_float,
+    require_axes,
+    require_bool,
+    require_floating,
+    require_floats,
+    require_mask,
+    require_rows,
+)
 
 
 def redi(
@@ -34,13 +42,16 @@ def redi(
 
     Returns: [B, T] loss to minimise; unbounded below for wrong rows.
     Gradient: through every log-probability; the reweighting factor is stopped (it is a weight, not a target).
-    Raises: NumericsError when weights or shapes don't fit.
+    Raises: NumericsError when weights, shapes or dtypes don't fit.
     Source: REDI (2505.24850) Eq 5; symmetric Eq 4; reweighting as an option of the released code.
     Differs: written a row at a time, so that pairs need not share a batch; equal in sum to the paper's.
     Tested: test_redi_equals_the_papers_pair_form, test_redi_alpha_zero_is_length_normalised_sft,
         test_symmetric_is_the_small_beta_limit_of_dpo, test_reweighting_spares_unlikely_traces
     """
-    require_rows(rejected, policy_logprobs, "rejected")
+    require_floating(policy_logprobs=policy_logprobs)
+    require_axes("B T", policy_logprobs=policy_logprobs)
+    require_bool(rejected=rejected)
+    require_rows(rejected, policy_logprobs, "rejected", "policy_logprobs")
     if not 0 <= rejected_weight <= 1:
         raise NumericsError(f"rejected_weight is {rejected_weight}, but must be in [0, 1]")
     if not 0 <= reweighting < float("inf"):
@@ -61,10 +72,12 @@ def sequence_logprobs(
 ) -> Float[Tensor, " B"]:
     """Sum (or mean) of each row's trained log-probabilities; 0 for a row without trained tokens.
 
-    Raises: NumericsError when the mask doesn't fit.
+    Raises: NumericsError when the mask, shapes or dtypes don't fit.
     Tested: test_sequence_logprobs
     """
-    require_mask(response_mask, policy_logprobs, "response_mask")
+    require_floating(policy_logprobs=policy_logprobs)
+    require_axes("B T", policy_logprobs=policy_logprobs)
+    require_mask(response_mask, policy_logprobs, "response_mask", "policy_logprobs")
     total = as_float(policy_logprobs).where(response_mask, 0.0).sum(1)
     return total / response_mask.sum(1).clamp(min=1) if length_normalised else total
 
@@ -88,12 +101,12 @@ def dpo(
 
     Returns: [P] loss to minimise, a pair each; divide the sum by the global number of pairs.
     Gradient: b sigmoid(-margin) (grad rejected - grad chosen).
-    Raises: NumericsError when shapes or the temperature don't fit.
+    Raises: NumericsError when shapes, dtypes or the temperature don't fit.
     Source: DPO (2305.18290) Eq 7.
     Differs: as published.
     Tested: test_dpo_by_hand, test_symmetric_is_the_small_beta_limit_of_dpo
     """
-    require_same_shape(
+    require_floats(
         chosen=chosen, rejected=rejected, reference_chosen=reference_chosen, reference_rejected=reference_rejected
     )
     _check_positive("inverse_temperature", inverse_temperature)
@@ -115,12 +128,12 @@ def simpo(
 
     Returns: [P] loss to minimise, a pair each; divide the sum by the global number of pairs.
     Gradient: b sigmoid(-margin') (grad rejected - grad chosen).
-    Raises: NumericsError when shapes or settings don't fit.
+    Raises: NumericsError when shapes, dtypes or settings don't fit.
     Source: SimPO (2405.14734) Eq 6.
     Differs: as published.
     Tested: test_simpo_by_hand
     """
-    require_same_shape(chosen=chosen, rejected=rejected)
+    require_floats(chosen=chosen, rejected=rejected)
     _check_positive("inverse_temperature", inverse_temperature)
     if not 0 <= margin < float("inf"):
         raise NumericsError(f"margin is {margin}, but must be >= 0 and finite")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlkd.errors import NumericsError
 from rlkd.objectives.policy_gradient import clipped_surrogate
-from rlkd.tensors.checks import as_float, require_mask, require_rows
+from rlkd.tensors.checks import as_float, require_axes, require_floating, require_floats, require_mask, require_rows
 
 
 def pi_distill(
@@ -35,12 +35,15 @@ def pi_distill(
     Returns: [B, T] loss to minimise; reduce with kind "token" over the group.
     Gradient: through both views of the same weights; the student's ratio is bare / rollout, so its denominator stays
         the distribution that sampled. Per-token ratios: unbiased for one token, a surrogate for longer sequences.
-    Raises: NumericsError when shapes, the share or a clip don't fit.
+    Raises: NumericsError when shapes, dtypes, the share or a clip don't fit.
     Source: pi-Distill (2602.04942) Eq 2-4, Alg 1, App E.1.
     Differs: released code divides the student's ratio by the CURRENT teacher, which no longer is the sampling
         distribution after the first of several updates.
     Tested: test_pi_distill_terms, test_pi_distill_student_term_is_unbiased_for_one_token
     """
+    require_floats(
+        privileged_logprobs=privileged_logprobs, bare_logprobs=bare_logprobs, rollout_logprobs=rollout_logprobs
+    )
     if not 0 <= teacher_share <= 1:
         raise NumericsError(f"teacher_share is {teacher_share}, but must be in [0, 1]")
 
@@ -77,13 +80,15 @@ def penalised_scores(
     Gradient: none. Used as credit, the sampled log-ratio gives the exact gradient of sequence KL(sampler || other); the
         exact per-prefix KL misses the gradient of the KL at the token's own prefix: add it as a loss too, or accept
         the bias. With the KL here, pi-Distill's student term has no KL gradient of its own (its Eq 3 asks for one).
-    Raises: NumericsError when shapes or the coefficient don't fit.
+    Raises: NumericsError when shapes, dtypes or the coefficient don't fit.
     Source: pi-Distill (2602.04942) Alg 1-2, App E.1 (where OPSD back-propagates instead: the paper contradicts itself).
     Differs: as published in Alg 1-2; the other choice is ``reverse_kl`` or ``reverse_kl_k2`` as a loss.
     Tested: test_penalty_in_the_reward_is_sequence_kl, test_exact_kl_in_the_reward_misses_the_local_term
     """
-    require_mask(response_mask, divergence, "response_mask")
-    require_rows(scores, divergence, "scores")
+    require_floating(divergence=divergence, scores=scores)
+    require_axes("B T", divergence=divergence)
+    require_mask(response_mask, divergence, "response_mask", "divergence")
+    require_rows(scores, divergence, "scores", "divergence")
     if not 0 <= distill_coef < float("inf"):
         raise NumericsError(f"distill_coef is {distill_coef}, but must be >= 0 and finite")
     penalty = as_float(divergence).detach().where(response_mask, 0.0).sum(1)  # credit is data, never trained

@@ -9,7 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import require_mask, require_same_shape
+from rlkd.tensors.checks import (
+    require_axes,
+    require_bool,
+    require_floating,
+    require_integers,
+    require_mask,
+    require_same_shape,
+)
 from rlkd.tensors.masked import checked_denominator, masked_sum, select
 
 Reduction = Literal["token", "sequence", "constant"]
@@ -33,10 +40,13 @@ def local_denominator(
         sequence_ids: [B, T] which sequence a token belongs to, for packed rows; default: a row is a sequence.
 
     Returns: float64 scalar.
-    Raises: NumericsError for an unknown kind, or a constant length that is missing or out of place.
+    Raises: NumericsError for a mask or ids that don't fit, an unknown kind, or a constant length that is missing or
+        out of place.
     Tested: test_reduction_is_split_invariant, test_reduction_is_packing_invariant
     """
     _check_kind(kind)
+    require_bool(mask=mask)
+    require_axes("B T", mask=mask)
     if (constant_length is not None) != (kind == "constant") or (constant_length is not None and constant_length < 1):
         raise NumericsError(
             f"constant_length is {constant_length} with kind '{kind}'; give it, >= 1, with 'constant' only"
@@ -77,7 +87,9 @@ def reduce(
     Tested: test_reduction_is_split_invariant, test_reduction_is_packing_invariant, test_reduction_ignores_padding
     """
     _check_kind(kind)
-    require_mask(mask, per_token)
+    require_floating(per_token=per_token)
+    require_axes("B T", per_token=per_token)
+    require_mask(mask, per_token, "mask", "per_token")
     number = checked_denominator(denominator, is_empty=not bool(mask.any()))
     if kind != "sequence":
         return masked_sum(per_token, mask) / number
@@ -92,6 +104,7 @@ def _sequences(mask: Tensor, sequence_ids: Tensor | None) -> Tensor:
     if sequence_ids is None:
         return torch.arange(mask.shape[0], device=mask.device)[:, None].expand_as(mask)
     require_same_shape(mask=mask, sequence_ids=sequence_ids)
+    require_integers(sequence_ids=sequence_ids)
     return sequence_ids
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from rlkd.errors import NumericsError
 from rlkd.objectives.importance import Level, truncated_importance_weight
 from rlkd.objectives.policy_gradient import clipped_surrogate
+from rlkd.tensors.checks import require_axes, require_floats, require_integers
 
 
 def decoupled_surrogate(
@@ -36,11 +37,12 @@ def decoupled_surrogate(
 
     Returns: [B, T] loss to minimise.
     Gradient: as clipped_surrogate, weighted; with one update a batch the ratio is 1 and the weight alone corrects.
-    Raises: NumericsError when shapes or settings don't fit.
+    Raises: NumericsError when shapes, dtypes or settings don't fit.
     Source: decoupled PPO (2110.00641); AReaL (2505.24298) Eq 5.
     Differs: the weight is truncated; AReaL's paper leaves it free.
     Tested: test_decoupled_surrogate_is_exact_for_one_token, test_decoupled_surrogate_without_lag_is_the_surrogate
     """
+    require_floats(proximal_logprobs=proximal_logprobs, rollout_logprobs=rollout_logprobs)
     surrogate = clipped_surrogate(
         policy_logprobs=policy_logprobs,
         rollout_logprobs=proximal_logprobs,
@@ -67,9 +69,11 @@ def fresh_enough(*, rollout_versions: Int[Tensor, " B"], policy_version: int, ma
         max_staleness: >= 0 updates.
 
     Returns: [B].
-    Raises: NumericsError for a negative limit, or a rollout from the future.
+    Raises: NumericsError for versions that aren't [B] integers, a negative limit, or a rollout from the future.
     Tested: test_fresh_enough
     """
+    require_axes("B", rollout_versions=rollout_versions)
+    require_integers(rollout_versions=rollout_versions)
     if max_staleness < 0:
         raise NumericsError(f"max_staleness is {max_staleness}, but must be >= 0")
     staleness = policy_version - rollout_versions

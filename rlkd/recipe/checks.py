@@ -82,11 +82,16 @@ def _group(recipe: Recipe) -> Iterator[str]:
 
 def _sampling(recipe: Recipe) -> Iterator[str]:
     rollout = recipe.rollout
-    if has_rl(recipe) and (rollout.top_p < 1.0 or rollout.top_k > 0):
+    if rollout.top_p == 1.0 and rollout.top_k == 0:
+        return
+    given = f"rollout.top_p/top_k: {rollout.top_p}/{rollout.top_k}"
+    if has_rl(recipe):
         yield (
-            f"rollout.top_p/top_k: {rollout.top_p}/{rollout.top_k}; truncated sampling makes the engine's "
-            "log-probs those of another distribution than the learner's; write top_p: 1.0 and top_k: 0"
+            f"{given}; truncated sampling makes the engine's log-probs those of another distribution than the "
+            "learner's; write top_p: 1.0 and top_k: 0 (evaluation has its own eval.top_p)"
         )
+    else:
+        yield f"{given} has no effect without an RL stage; leave it out (evaluation has its own eval.top_p)"
 
 
 def _lengths(recipe: Recipe) -> Iterator[str]:
@@ -114,8 +119,23 @@ def _cluster(recipe: Recipe) -> Iterator[str]:
         yield f"cluster.max_staleness: {cluster.max_staleness} has no effect with schedule 'sync'; write async"
     if cluster.schedule == "async" and cluster.placement == "colocated":
         yield "cluster.placement: 'colocated' shares the device in turns, which schedule 'async' cannot; choose one"
+    yield from _weights(recipe)
     if recipe.learner.offload_optimizer and recipe.learner.zero_stage == 0:
         yield "learner.offload_optimizer: needs learner.zero_stage 1, 2 or 3; given 0"
+
+
+def _weights(recipe: Recipe) -> Iterator[str]:
+    cluster, width = recipe.cluster, recipe.engine.tensor_parallel
+    given = f"cluster.weights: '{cluster.weights}'"
+    if cluster.weights == "nccl" and cluster.placement == "colocated":
+        yield f"{given} with cluster.placement 'colocated': NCCL refuses two ranks on a GPU; write ipc or object_store"
+    if cluster.weights == "ipc" and cluster.placement == "separate":
+        yield f"{given} shares the memory of one GPU, with cluster.placement 'separate'; write nccl, or colocated"
+    if cluster.placement == "colocated" and width > 1:
+        yield (
+            f"engine.tensor_parallel: {width} with cluster.placement 'colocated', which pairs one engine with one "
+            "learner on one GPU; write tensor_parallel: 1 or cluster.placement: separate"
+        )
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:
@@ -130,6 +150,8 @@ def _stages(recipe: Recipe) -> Iterator[str]:
 def _evaluation(recipe: Recipe) -> Iterator[str]:
     if recipe.eval.samples > 1 and recipe.eval.temperature == 0:
         yield f"eval.samples: {recipe.eval.samples} greedy samples are all the same; write a temperature above 0"
+    if recipe.eval.top_p < 1 and recipe.eval.temperature == 0:
+        yield f"eval.top_p: {recipe.eval.top_p} has no effect on greedy samples; write a temperature above 0"
     if recipe.eval.every and recipe.data.eval is None:
         yield f"eval.every: {recipe.eval.every}, but there is no data.eval"
     if recipe.eval.early_stop is not None and not recipe.eval.every:

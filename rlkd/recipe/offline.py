@@ -67,7 +67,7 @@ class SymmetricObjective(Section):
 
 
 class PairSftObjective(Section):
-    """REDI with weight 0: the right traces alone. The wrong ones are scored for the log, never trained."""
+    """REDI with weight 0: the right traces alone. The wrong ones are not even read."""
 
     kind: Literal["sft"] = "sft"
 
@@ -90,6 +90,11 @@ class SimpoObjective(Section):
 PairObjective = Annotated[
     RediObjective | SymmetricObjective | PairSftObjective | DpoObjective | SimpoObjective, Field(discriminator="kind")
 ]
+
+
+def reads_wrong(objective: PairObjective) -> bool:
+    """Whether wrong traces enter the gradient; where they don't, no pass is spent on them."""
+    return objective.kind != "sft" and getattr(objective, "rejected_weight", 1.0) > 0
 
 
 # ---------------------------------------------------------------- when it goes wrong

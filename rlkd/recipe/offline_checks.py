@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd.recipe.offline import SampledPairs
+from rlkd.recipe.offline import SampledPairs, reads_wrong
 from rlkd.recipe.schema import OfflineStage, Recipe, ScratchModel, TeacherSpec
 
 
@@ -13,10 +13,19 @@ def offline_stages(recipe: Recipe) -> list[tuple[int, OfflineStage]]:
     return [(index, stage) for index, stage in enumerate(recipe.stages) if isinstance(stage, OfflineStage)]
 
 
+def sampled_pairs(recipe: Recipe) -> list[SampledPairs]:
+    """What offline stages sample freshly."""
+    return [stage.pairs for _, stage in offline_stages(recipe) if isinstance(stage.pairs, SampledPairs)]
+
+
+def samples(recipe: Recipe, model: str) -> bool:
+    """Whether an offline stage samples its traces from this one of the recipe's models."""
+    return any(pairs.model == model for pairs in sampled_pairs(recipe))
+
+
 def samples_teacher(recipe: Recipe) -> bool:
     """Whether an offline stage samples its traces from the recipe's teacher."""
-    found = [stage.pairs for _, stage in offline_stages(recipe)]
-    return any(isinstance(pairs, SampledPairs) and pairs.model == "teacher" for pairs in found)
+    return samples(recipe, "teacher")
 
 
 def _sampled(recipe: Recipe) -> Iterator[str]:
@@ -70,4 +79,13 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
             yield f"stages.{index}.optim.warmup_steps: {stage.optim.warmup_steps} exceeds its {stage.steps} steps"
 
 
-CHECKS = (_sampled, _tokens_of_teacher, _windows, _schedule)
+def _collapse(recipe: Recipe) -> Iterator[str]:
+    for index, stage in offline_stages(recipe):
+        if stage.collapse.action == "stop" and not reads_wrong(stage.objective):
+            yield (
+                f"stages.{index}.collapse.action: 'stop' watches right and wrong traces, and objective "
+                f"'{stage.objective.kind}' reads no wrong ones here; write collapse: {{action: off}}"
+            )
+
+
+CHECKS = (_sampled, _tokens_of_teacher, _windows, _schedule, _collapse)

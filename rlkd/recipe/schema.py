@@ -301,6 +301,11 @@ class ClusterSpec(Section):
     teacher_workers: Positive = 1
     learner_workers: Positive | None = Field(default=None, description="default: the launcher's processes, else 1")
     placement: Literal["separate", "colocated"] = "separate"
+    weights: Literal["auto", "object_store", "nccl", "ipc", "gloo"] = Field(
+        default="auto",
+        description="how new weights reach the rollout engines. auto: object_store on a CPU, nccl between GPUs, "
+        "ipc (CUDA) on shared ones; gloo is nccl's way without a GPU",
+    )
     schedule: Literal["sync", "async"] = "sync"
     max_staleness: NonNegative = Field(
         default=0, description="async: updates that may lie between sampling and training"
@@ -379,6 +384,7 @@ class EvalSpec(Section):
     every: NonNegative = Field(default=0, description="RL steps between evaluations; 0: only between stages")
     samples: Positive = Field(default=1, description="completions a problem")
     temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="smallest share of the distribution")
     max_new_tokens: Positive | None = Field(default=None, description="default: rollout.max_new_tokens")
     early_stop: EarlyStopSpec | None = Field(default=None, description="of RL stages; default: none")
 

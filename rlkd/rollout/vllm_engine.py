@@ -1,4 +1,4 @@
-"""vLLM inside one worker: sampling, scoring and in-place weights. The only file that imports it."""
+"""vLLM inside one worker: sampling, scoring and in-place weights."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class EngineSettings:
     colocated: bool = False
     scores: bool = False  # a teacher: prefix caching off, see below
     top_k: int = 0  # most log-probs a prompt token may be asked for
+    transport: str = "object_store"  # how the learner's weights come: see cluster.weights
 
 
 class VllmEngine:
@@ -71,9 +72,15 @@ class VllmEngine:
         self.vocab_size = int(self.llm.llm_engine.model_config.get_vocab_size())
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int, stop_ids: Sequence[int]
+        self,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        top_p: float = 1.0,
     ) -> list[list[Sample]]:
-        """Sample untruncated distributions. Log-probs are nats at ``temperature``, of the sampled tokens.
+        """Sample. Log-probs are nats at ``temperature``, of the sampled tokens, within the ``top_p`` share.
 
         Raises: RolloutError when a completion comes back without a usable finish reason or with lengths that differ.
         """
@@ -83,6 +90,7 @@ class VllmEngine:
             SamplingParams(
                 n=request.n,
                 temperature=temperature,
+                top_p=top_p,
                 max_tokens=max_new_tokens,
                 seed=request.seed if temperature > 0 else None,
                 logprobs=0,
@@ -147,11 +155,19 @@ class VllmEngine:
 
     def load_weights(self, named: Sequence[tuple[str, Any]]) -> None:
         """Swap all weights in place and forget every cached key and value of the old ones."""
-        named = list(named)
-        if not any(name == HEAD for name, _ in named):
-            # A tied head is a packed copy on CPU: it keeps the old weights unless it is sent by its own name.
-            named += [(HEAD, tensor) for name, tensor in named if name.endswith("embed_tokens.weight")]
-        self.llm.collective_rpc(_reload, args=(named,))
+        self.llm.collective_rpc(_reload, args=(with_head(named),))
+        self._forget()
+
+    def weight_sync(self, call: str, request: dict[str, Any] | None = None) -> None:
+        """One call of vLLM's weight-transfer protocol."""
+        getattr(self.llm, call)(*(() if request is None else (request,)))
+
+    def received_checksums(self) -> list[int]:
+        """Of the weights that the protocol brought, one a device; forgets what the old ones cached."""
+        self._forget()
+        return list(self.llm.collective_rpc("received_checksum"))
+
+    def _forget(self) -> None:
         if not self.llm.reset_prefix_cache():
             raise RolloutError("the engine did not reset its prefix cache after new weights; requests still running?")
 
@@ -162,6 +178,13 @@ class VllmEngine:
     def wake(self) -> None:
         """Take the device back."""
         self.llm.wake_up()
+
+
+def with_head(named: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """A tied head is a packed copy on CPU: it keeps the old weights unless it comes by its own name."""
+    if any(name == HEAD for name, _ in named):
+        return list(named)
+    return [*named, *((HEAD, tensor) for name, tensor in named if name.endswith("embed_tokens.weight"))]
 
 
 def _reload(worker: Any, named: list[tuple[str, Any]]) -> None:
@@ -184,6 +207,9 @@ def _llm_arguments(settings: EngineSettings) -> dict[str, Any]:
         "max_logprobs": max(20, settings.top_k),
         "seed": 0,
     }
+    if settings.transport != "object_store":
+        arguments["weight_transfer_config"] = {"backend": f"rlkd_{settings.transport}"}
+        arguments["worker_extension_cls"] = "rlkd.rollout.receiving.ReceivedWeights"
     if settings.on_gpu:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
         arguments["enable_sleep_mode"] = settings.colocated

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlkd.data.token_bytes import starts_pretoken
-from rlkd.divergences import chunked_boundary_logmass
+from rlkd.learner.comparison import Head, boundary_mass
 from rlkd.learner.packing import MicroBatch, pack, plan_micro_batches, score_sequences
 from rlkd.learner.policy import PackedPolicy, load_causal_lm
 from rlkd.models import load_tokenizer
@@ -41,14 +41,21 @@ class TransformersTeacher:
 
     def bounded(self, sequences: Sequences) -> list[tuple[list[float], list[float]]]:
         """For each completion token: its log-prob, and the log-mass of all tokens there that begin a new pre-token."""
-        head = self.policy.model.get_output_embeddings()
-        options = {"head_weight": head.weight, "head_bias": head.bias, "temperature": self.policy.temperature}
+        module = self.policy.model.get_output_embeddings()
+        head = Head(module.weight, getattr(module, "bias", None))
         starts = torch.tensor(starts_pretoken(load_tokenizer(self.folder)), device=self.device)
 
         def rows(batch: MicroBatch) -> Tensor:
             hidden = self.policy.hidden(batch)
-            logprobs = chunked_logprobs(hidden=hidden, targets=batch.targets, **options).logprobs
-            mass = chunked_boundary_logmass(hidden=hidden, starts_pretoken=starts, **options)
+            temperature = self.policy.temperature
+            logprobs, _ = chunked_logprobs(
+                hidden=hidden,
+                head_weight=module.weight,
+                head_bias=head.bias,
+                targets=batch.targets,
+                temperature=temperature,
+            )
+            mass = boundary_mass(starts, hidden=hidden, head=head, temperature=temperature)
             return torch.stack([logprobs, mass], 1).cpu()
 
         return [(both[:, 0].tolist(), both[:, 1].tolist()) for both in self._each(sequences, rows)]

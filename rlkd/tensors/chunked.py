@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlkd.errors import NumericsError
+from rlkd.tensors.checks import require_floating
 
 CHUNK_BYTES = 64 * 2**20  # of float32 logits held at a time
 
@@ -60,16 +61,22 @@ def chunked_logprobs(
     return LogprobOutput(logprobs, entropy if with_entropy else None)
 
 
-def checked_chunk_size(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int | None) -> int:
+def checked_chunk_size(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int | None, whose: str = ""
+) -> int:
     """Tokens at a time for one head. Raises: NumericsError when hidden states and head don't fit each other."""
+    names = f"{whose}hidden", f"{whose}head_weight", f"{whose}head_bias"
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise NumericsError(
-            f"hidden is {list(hidden.shape)} and head_weight {list(weight.shape)}; must be [N, D] and [V, D]"
+            f"{names[0]} is {list(hidden.shape)} and {names[1]} {list(weight.shape)}; must be [N, D] and [V, D]"
         )
     if hidden.dtype != weight.dtype:
-        raise NumericsError(f"hidden is {hidden.dtype} but head_weight {weight.dtype}; cast one of them")
+        raise NumericsError(f"{names[0]} is {hidden.dtype} but {names[1]} {weight.dtype}; cast one of them")
+    require_floating(**{names[0]: hidden, names[2]: bias})
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise NumericsError(f"head_bias is {list(bias.shape)}, but must be [{weight.shape[0]}]")
+        raise NumericsError(
+            f"{names[2]} is {list(bias.shape)}, but must be [{weight.shape[0]}], one a row of {names[1]}"
+        )
     if chunk_size is not None and chunk_size < 1:
         raise NumericsError(f"chunk_size is {chunk_size}, but must be at least 1")
     return chunk_size or max(1, CHUNK_BYTES // (4 * max(1, weight.shape[0])))

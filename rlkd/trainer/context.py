@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reward.pool import VerifierPool
 from reward.verdict import Verdict
-from rlkd.cluster import Cluster, Pending, Worker, gather
+from rlkd.checkpoint import Checkpoint
+from rlkd.cluster import Cluster, Worker, gather, weights_transport
 from rlkd.data.prompt import PromptBuilder
 from rlkd.evaluate import ProblemScore, by_problem, summarise
+from rlkd.metrics import MetricsLog
 from rlkd.recipe import Recipe
 from rlkd.recipe.privileged_checks import longest_sampled_prompt, teacher_prompt_budget
 from rlkd.records import Prompt, Rollout, RolloutGroup
@@ -22,7 +24,6 @@ from rlkd.trainer.folder import RunFolder
 from rlkd.trainer.sampling import derive_seed
 
 ROLLOUT_WORKER = "rlkd.rollout.worker:RolloutWorker"
-LEARNER_WORKER = "rlkd.learner.worker:LearnerWorker"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -44,7 +45,12 @@ class Run:
     abstained: int = 0
     metrics_position: int = 0
     gap: dict[str, float] = field(default_factory=lambda: {"mean": 0.0, "max": 0.0})
+    bundles: list[tuple[Any, int]] | None = None  # colocated on GPUs: where learner i and engine i live
     problem_scores: dict[str, ProblemScore] = field(default_factory=dict)  # of the latest evaluation
+
+    def __post_init__(self) -> None:
+        if self.recipe.cluster.placement == "colocated" and self.bundles is None:
+            self.bundles = self.cluster.pairs(max(self.ranks, self.recipe.cluster.rollout_workers))
 
     @property
     def ranks(self) -> int:
@@ -73,6 +79,7 @@ class Run:
             colocated=self.recipe.cluster.placement == "colocated" and not scores,
             scores=scores,
             top_k=top_k,
+            transport="object_store" if scores else weights_transport(self.recipe, self.cluster.hardware),
         )
 
     def start_rollouts(self, folder: Path, *, kind: str = "RolloutWorker") -> None:
@@ -87,12 +94,15 @@ class Run:
             target=ROLLOUT_WORKER,
             deadline_s=self.recipe.cluster.step_deadline_s,
             gpus=share * self.recipe.engine.tensor_parallel,
+            bundles=self.bundles,
         )
         gather(self.rollouts.start(self.recipe.cluster.rollout_workers), self.recipe.cluster.start_deadline_s)
 
     def verify(self, groups: Sequence[RolloutGroup]) -> list[Verdict]:
         """Judge every rollout; a failed check abstains."""
-        items = [(rollout.text, _told(group, rollout)) for group in groups for rollout in group.rollouts]
+        items = [
+            (rollout.text, _told(group, rollout, self.pool.reads)) for group in groups for rollout in group.rollouts
+        ]
         verdicts = self.pool.verify_batch(items)
         self.abstained += sum(verdict.abstained for verdict in verdicts)
         return verdicts
@@ -107,7 +117,7 @@ class Run:
         spec = self.recipe.eval
         length = spec.max_new_tokens or self.recipe.rollout.max_new_tokens
         seeds = [derive_seed(self.recipe.seed, "eval", prompt.example.id) for prompt in self.eval_prompts]
-        sampling = Sampling(spec.samples, spec.temperature, length)
+        sampling = Sampling(spec.samples, spec.temperature, length, spec.top_p)
         groups = sample(fleet, self.eval_prompts, seeds, sampling, self.tokenizer).groups()
         verdicts = self.verify(groups)
         self.problem_scores = by_problem(groups, verdicts)
@@ -115,33 +125,34 @@ class Run:
         self.console.evaluation(label, summary)
         return summary
 
-    def spawn_learners(self, stage: str) -> list[Worker]:
+    def spawn_learners(self, stage: str, *, kind: str = "LearnerWorker") -> list[Worker]:
         """Empty learner processes, one a rank."""
         share = 0.5 if self.recipe.cluster.placement == "colocated" else 1.0
-        return [self.cluster.spawn(f"LearnerWorker-{stage}-{rank}", gpus=share) for rank in range(self.ranks)]
+        places: list[Any] = [*self.bundles] if self.bundles else [None] * self.ranks
+        return [
+            self.cluster.spawn(f"{kind}-{stage}-{rank}", gpus=share, bundle=places[rank]) for rank in range(self.ranks)
+        ]
+
+    def turn(self, method: Literal["sleep", "wake"]) -> None:
+        """Colocated on a GPU: the engine gives the device to whoever trains or serves beside it, and takes it back."""
+        fleet = self.rollouts
+        if fleet is not None and fleet.settings.colocated and fleet.settings.on_gpu:
+            fleet.call_all(method)
+
+    def open_metrics(self, latest: Checkpoint | None) -> MetricsLog:
+        """The run's metrics, cut back to where the checkpoint stood."""
+        position = int(latest.manifest["metrics_position"]) if latest else self.metrics_position
+        return MetricsLog(self.folder.path, name=self.recipe.name, trackers=self.recipe.log.trackers, position=position)
 
 
-def _told(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
-    """What a verifier may read beside the text: the row, and what shaping terms (length, repetition, leak, ...) use."""
+def _told(group: RolloutGroup, rollout: Rollout, reads: frozenset[str]) -> dict[str, Any]:
+    """What a verifier may read beside the text: the row, and of the rollout what this verifier uses (length, leak)."""
     prompt, count = group.prompt, len(rollout.completion_ids)
-    return prompt.example.for_verifier() | {
-        "prompt": prompt.text,
-        "privileged": prompt.privileged.privileged if prompt.privileged else None,
-        "completion_ids": list(rollout.completion_ids),
-        "completion_tokens": count,
-        "turn_tokens": [count],
+    fields: dict[str, Callable[[], Any]] = {
+        "prompt": lambda: prompt.text,
+        "privileged": lambda: prompt.privileged.privileged if prompt.privileged else None,
+        "completion_ids": lambda: list(rollout.completion_ids),
+        "completion_tokens": lambda: count,
+        "turn_tokens": lambda: [count],
     }
-
-
-def write_policy(run: Run, learners: Sequence[Worker], output: Path) -> None:
-    """The learners' weights and the run's tokenizer as a model folder, in place at once."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    half = output.with_name(f".{output.name}.tmp")
-    gather([worker.submit("save_policy", str(half)) for worker in learners], run.recipe.cluster.step_deadline_s)
-    run.tokenizer.save_pretrained(half)
-    half.rename(output)
-
-
-def all_of(calls: Sequence[Pending], deadline_s: float) -> list[Any]:
-    """Results of one collective call over ranks."""
-    return gather(calls, deadline_s)
+    return prompt.example.for_verifier() | {name: fields[name]() for name in sorted(reads)}

@@ -29,6 +29,7 @@ class EvalJob:
     card: str
     samples: int = 1
     temperature: float = 0.0
+    top_p: float = 1.0
     max_new_tokens: int = 512
     max_prompt_tokens: int = 1024
     stop: int | None = None
@@ -51,7 +52,7 @@ class EvalJob:
             "data": {"train": {"kind": "card", "name": self.card, "stop": self.stop}, "prompt": card.prompt_template},
             "verifier": {"kind": verifier.pop("name"), "options": verifier},
             "rollout": {"max_prompt_tokens": self.max_prompt_tokens, "max_new_tokens": self.max_new_tokens},
-            "eval": {"samples": self.samples, "temperature": self.temperature},
+            "eval": {"samples": self.samples, "temperature": self.temperature, "top_p": self.top_p},
         }
         return Launch.from_environment().resolve(validate_recipe(raw, where=f"rlkd eval {self.model} {self.card}"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,19 @@ _REPLACEMENTS = 3  # of one worker, in one call, before the fault is believed
 
 @dataclass(frozen=True)
 class Published:
-    """Weights on their way to the engines: a reference into Ray's object store, and what they claim to be."""
+    """Weights on their way to the engines, and what they claim to be.
+
+    Args:
+        exported: a reference into Ray's object store, a model folder, or word of what was sent by another way.
+        again: makes a reference into the object store where ``exported`` is none: a worker that joins late reads that.
+    """
 
     exported: Any
     version: int
+    again: Callable[[], Any] | None = None
+
+    def for_newcomer(self) -> Any:
+        return self.exported if self.again is None else self.again()
 
 
 @dataclass
@@ -76,25 +85,30 @@ class Fleet:
         """Run a method without arguments on every worker and wait."""
         gather([worker.submit(method) for worker in self.workers], self.deadline_s)
 
-    def retry(self, index: int, method: str, share: list[Any], options: dict[str, Any], error: ClusterError) -> Any:
+    def retry(self, dead: Worker, method: str, index: int, share: list[Any], options: dict[str, Any]) -> Any:
         """Replace a dead worker and repeat its share. Seeds are in the requests, so the answer is the same.
 
         Raises: the last ClusterError, when replacements die as well.
         """
-        for _ in range(_REPLACEMENTS):
-            self.replaced += 1
-            self.cluster.stop(self.workers[index])
+        for attempt in range(_REPLACEMENTS):
             try:
-                self._start(index).result(self.deadline_s)
-                if self.current is not None:
-                    worker = self.workers[index]
-                    worker.submit(
-                        "load_weights", self.current.exported, version=self.current.version, probe=None
-                    ).result(self.deadline_s)
+                if self.workers[index] is dead:  # else another batch of its has replaced it already
+                    self._replace(index)
                 return self.workers[index].submit(method, share, **options).result(self.deadline_s)
-            except ClusterError as again:
-                error = again
-        raise error
+            except ClusterError:
+                if attempt == _REPLACEMENTS - 1:
+                    raise
+                dead = self.workers[index]
+        raise AssertionError("a loop that returns or raises")
+
+    def _replace(self, index: int) -> None:
+        self.replaced += 1
+        self.cluster.stop(self.workers[index])
+        self._start(index).result(self.deadline_s)
+        if self.current is not None:
+            exported, version = self.current.for_newcomer(), self.current.version
+            loaded = self.workers[index].submit("load_weights", exported, version=version, probe=None)
+            loaded.result(self.deadline_s)
 
 
 @dataclass
@@ -114,8 +128,10 @@ class Dealt:
         for index, call in enumerate(self.calls):
             try:
                 answers.append(call.result(self.fleet.deadline_s) if call else None)
-            except ClusterError as error:
-                answers.append(self.fleet.retry(index, self.method, self.shares[index], self.options, error))
+            except ClusterError:
+                assert call is not None
+                share = self.shares[index]
+                answers.append(self.fleet.retry(call.worker, self.method, index, share, self.options))
         return answers
 
     def in_order(self, answers: Sequence[Sequence[Any] | None]) -> list[Any]:
@@ -131,6 +147,7 @@ class Sampling:
     n: int
     temperature: float
     max_new_tokens: int
+    top_p: float = 1.0  # below 1 in evaluation only: what is trained on comes from the whole distribution
 
 
 @dataclass
@@ -190,6 +207,7 @@ def sample(
         requests,
         temperature=sampling.temperature,
         max_new_tokens=sampling.max_new_tokens,
+        top_p=sampling.top_p,
         stop_ids=[tokenizer.eos_token_id],
     )
     return Sampled(dealt, list(prompts), requests, tokenizer)

@@ -5,33 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlkd.checkpoint import Checkpoint, Checkpoints
-from rlkd.cluster import Worker, gather
+from rlkd.cluster import gather
 from rlkd.errors import RecipeError
 from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import split_groups
-from rlkd.metrics import MetricsLog, merge
+from rlkd.metrics import MetricsLog
+from rlkd.recipe.offline import reads_wrong
 from rlkd.recipe.offline_checks import offline_stages
 from rlkd.recipe.schema import OfflineStage
 from rlkd.records import TrainRow
 from rlkd.trainer.assemble import share_update
 from rlkd.trainer.collapse import CollapseDetector
 from rlkd.trainer.console import Bar
-from rlkd.trainer.context import LEARNER_WORKER, Run, write_policy
+from rlkd.trainer.context import Run
+from rlkd.trainer.learners import Learners
 from rlkd.trainer.pair_sources import Pair, PairFile, gather_pairs
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
 
 
-def pair_rows(pairs: Sequence[Pair]) -> list[TrainRow]:
-    """Two rows a pair, in one group: they share their prompt and stay on one rank."""
+def pair_rows(pairs: Sequence[Pair], *, wrong: bool) -> list[TrainRow]:
+    """A pair's right and, where it is read, wrong trace in one group: they share their prompt and stay on one rank."""
     rows: list[TrainRow] = []
     for group, pair in enumerate(pairs):
-        for term, ids in (("right", pair.right_ids), ("wrong", pair.wrong_ids)):
+        for term, ids in (("right", pair.right_ids), ("wrong", pair.wrong_ids))[: 1 + wrong]:
             row = TrainRow(group, pair.prompt_ids, ids, (), 0.0, len(rows), term=term)  # type: ignore[arg-type]
             rows.append(row)
     return rows
@@ -64,9 +66,9 @@ class OfflineTrainer:
     pairs: PairFile
     source: Path
     checkpoints: Path
-    learners: list[Worker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.learners = Learners(self.run)
         self.detector = CollapseDetector(self.stage.collapse)
         self.total = count_updates(self.stage, len(self.pairs))
 
@@ -77,12 +79,11 @@ class OfflineTrainer:
         """
         run, every = self.run, self.run.recipe.checkpoint.every
         checkpoints = Checkpoints(self.checkpoints, keep=run.recipe.checkpoint.keep)
-        self._turn("sleep")
+        run.turn("sleep")
         self._start()
         latest = checkpoints.latest()
         started = self._restore(latest) if latest else 0
-        position = int(latest.manifest["metrics_position"]) if latest else run.metrics_position
-        log = MetricsLog(run.folder.path, name=run.recipe.name, trackers=run.recipe.log.trackers, position=position)
+        log = run.open_metrics(latest)
         with closing(log), run.console.bar(self.stage.name, self.total) as bar:
             for step in range(started, self.total):
                 log.write(self._step(step, bar))
@@ -90,37 +91,15 @@ class OfflineTrainer:
                 if (step + 1) % every == 0 and step + 1 < self.total:
                     self._save(checkpoints, step + 1, log)
             run.metrics_position = log.position()
-        write_policy(run, self.learners, output)
-        for worker in self.learners:
-            run.cluster.stop(worker)
-        self._turn("wake")
+        self.learners.write_policy(output)
+        self.learners.stop()
+        run.turn("wake")
         return {"steps": self.total, "pairs": len(self.pairs), "collapses": self.detector.found}
 
     def _start(self) -> None:
-        run = self.run
-        self.learners = run.spawn_learners(self.stage.name)
-        address = run.cluster.address(self.learners[0])
-        calls = [
-            run.cluster.build(
-                worker,
-                LEARNER_WORKER,
-                run.recipe.model_dump(mode="json"),
-                str(self.source),
-                rank=rank,
-                world_size=len(self.learners),
-                address=address,
-                total_updates=self.total,
-                offline=self.stage.model_dump(mode="json"),
-            )
-            for rank, worker in enumerate(self.learners)
-        ]
-        gather(calls, run.recipe.cluster.start_deadline_s)
-
-    def _turn(self, method: str) -> None:
-        """Colocated on a GPU: engine and learner have the device in turns."""
-        fleet = self.run.rollouts
-        if fleet is not None and fleet.settings.colocated and fleet.settings.on_gpu:
-            fleet.call_all(method)
+        offline = self.stage.model_dump(mode="json")
+        calls = self.learners.start(self.stage.name, self.source, total_updates=self.total, offline=offline)
+        gather(calls, self.run.recipe.cluster.start_deadline_s)
 
     # ------------------------------------------------------------ one update
 
@@ -128,33 +107,30 @@ class OfflineTrainer:
         run, begun = self.run, time.perf_counter()
         seed = derive_seed(run.recipe.seed, self.stage.name)
         chosen = prompts_of_step(self.pairs, seed=seed, step=step, per_step=self.stage.batch_size)
-        rows = pair_rows(chosen)
-        calls = [
-            worker.submit("train_step", [update], step=step)
-            for worker, update in zip(self.learners, self._shares(rows), strict=True)
-        ]
-        answers = gather(calls, run.recipe.cluster.step_deadline_s)
-        figures = merge(counts for counts, _ in answers)
+        rows = pair_rows(chosen, wrong=reads_wrong(self.stage.objective))
+        figures, _ = self.learners.train([[share] for share in self._shares(rows, pairs=len(chosen))], step=step)
         seconds = time.perf_counter() - begun
         tokens = sum(len(row.completion_ids) for row in rows)
         run.tokens["trained"] += tokens
-        margin = figures["right_logprob"] - figures["wrong_logprob"]
-        row = {"stage": self.stage.name, "step": step + 1, "pairs": len(chosen), "margin": margin, **figures}
+        row = {"stage": self.stage.name, "step": step + 1, "pairs": len(chosen), **figures}
         row |= {"tokens": tokens, "tokens_per_s": tokens / seconds, "step_s": seconds}
-        found = self.detector.update(
-            step + 1, (figures["right_logprob"], figures["wrong_logprob"], figures["grad_norm"])
-        )
-        if found is not None:
-            row["event"] = "collapse"
-            run.console.note(f"{self.stage.name}: {found}")
+        if "wrong_logprob" in figures:
+            row["margin"] = figures["right_logprob"] - figures["wrong_logprob"]
+            self._watch(row)
         bar.update(step + 1, _headline(row))
         return row
 
-    def _shares(self, rows: Sequence[TrainRow]) -> list[Update]:
+    def _watch(self, row: dict[str, Any]) -> None:
+        found = self.detector.update(row["step"], (row["right_logprob"], row["wrong_logprob"], row["grad_norm"]))
+        if found is not None:
+            row["event"] = "collapse"
+            self.run.console.note(f"{self.stage.name}: {found}")
+
+    def _shares(self, rows: Sequence[TrainRow], *, pairs: int) -> list[Update]:
         return share_update(
             split_groups(rows),
-            Denominators(policy=len(rows) / 2, distill=0.0),
-            ranks=len(self.learners),
+            Denominators(policy=float(pairs), distill=0.0),
+            ranks=self.learners.ranks,
             token_budget=self.run.recipe.learner.tokens_per_micro_batch,
         )
 
@@ -165,27 +141,19 @@ class OfflineTrainer:
     # ------------------------------------------------------------ checkpoints
 
     def _save(self, checkpoints: Checkpoints, step: int, log: MetricsLog) -> None:
-        def write(folder: Path) -> None:
-            calls = [worker.submit("save", str(folder / "learner")) for worker in self.learners]
-            gather(calls, self.run.recipe.cluster.step_deadline_s)
-
         manifest = {
             "stage": self.stage.name,
             "updates": step,
             "metrics_position": log.position(),
             "tokens": self.run.tokens,
             "collapse": self.detector.state(),
-            "ranks": len(self.learners),
+            "ranks": self.learners.ranks,
         }
-        checkpoints.save(step, manifest, write)
+        checkpoints.save(step, manifest, self.learners.save)
 
     def _restore(self, latest: Checkpoint) -> int:
         manifest, run = latest.manifest, self.run
-        calls = [
-            worker.submit("load", str(latest.folder / "learner"), updates=int(manifest["updates"]))
-            for worker in self.learners
-        ]
-        gather(calls, run.recipe.cluster.step_deadline_s)
+        self.learners.load(latest)
         run.tokens = manifest["tokens"]
         self.detector.restore(**manifest["collapse"])
         run.console.status(f"continuing {self.stage.name} after update {latest.step} from {latest.folder}")
@@ -193,7 +161,8 @@ class OfflineTrainer:
 
 
 def _headline(row: dict[str, Any]) -> str:
-    parts = [f"loss {row['loss']:.3f}", f"right {row['right_logprob']:.3f}", f"wrong {row['wrong_logprob']:.3f}"]
+    parts = [f"loss {row['loss']:.3f}"]
+    parts += [f"{term} {row[f'{term}_logprob']:.3f}" for term in ("right", "wrong") if f"{term}_logprob" in row]
     parts += [f"|g| {row['grad_norm']:.2g}", f"H {row.get('entropy', 0.0):.2f}"]
     return "  ".join([*parts, f"{row['tokens_per_s']:,.0f} tok/s"])
 

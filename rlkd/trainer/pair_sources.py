@@ -257,6 +257,7 @@ def _sampled_pairs(
     source = run
     if spec.model == "teacher":
         check_teacher_tokenizer(models["policy"], folder)
+        run.turn("sleep")
         source = dataclasses.replace(run, rollouts=None)  # an engine of its own, for as long as it samples
     source.start_rollouts(folder, kind="TraceWorker" if spec.model == "teacher" else "RolloutWorker")
     assert source.rollouts is not None
@@ -273,6 +274,7 @@ def _sampled_pairs(
             bar.update(done, f"{report.traces['right']:,} right, {report.traces['wrong']:,} wrong")
     if source is not run:
         source.rollouts.stop()
+        run.turn("wake")
 
 
 def _sampled(source: Run, stage: OfflineStage, spec: SampledPairs, part: list[Prompt]) -> list[RolloutGroup]:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,20 +15,22 @@ from typing import Any
 
 from reward.verdict import Verdict
 from rlkd.checkpoint import Checkpoint, Checkpoints
-from rlkd.cluster import Worker, gather
+from rlkd.cluster import gather
 from rlkd.errors import RolloutError
-from rlkd.metrics import MetricsLog, merge
+from rlkd.metrics import MetricsLog
 from rlkd.recipe.checks import needs_teacher
 from rlkd.recipe.schema import RlStage
 from rlkd.records import Rollout, RolloutGroup, TrainRow
 from rlkd.trainer.assemble import Judged, plan_updates
 from rlkd.trainer.console import Bar
-from rlkd.trainer.context import LEARNER_WORKER, Run, write_policy
+from rlkd.trainer.context import Run
 from rlkd.trainer.contract import Bounds, check_same_tokens, check_teacher_tokenizer, compare
 from rlkd.trainer.early_stop import EarlyStop
-from rlkd.trainer.fleet import Fleet, Published, Sampled, Sampling, Sequences, sample, score
+from rlkd.trainer.fleet import Fleet, Sampled, Sampling, Sequences, sample, score
+from rlkd.trainer.learners import Learners
 from rlkd.trainer.plan import StepPlan
 from rlkd.trainer.plans import build_plan
+from rlkd.trainer.publication import Probe, Publication
 from rlkd.trainer.rollout_log import RolloutLog
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
 from rlkd.trainer.teachers import TeacherPanel
@@ -42,12 +45,13 @@ class RlTrainer:
     source: Path
     teacher_folders: dict[str, Path]
     checkpoints: Path
-    learners: list[Worker] = field(default_factory=list)
     teacher: TeacherPanel | None = None
     version: int = 0
-    probe: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     pending: deque[tuple[int, Sampled | list[RolloutGroup]]] = field(default_factory=deque)
     early_stop: EarlyStop | None = None
+
+    def __post_init__(self) -> None:
+        self.learners = Learners(self.run)
 
     @cached_property
     def plan(self) -> StepPlan:
@@ -60,21 +64,19 @@ class RlTrainer:
         self._start_workers()
         latest = checkpoints.latest()
         started = self._restore(latest) if latest else 0
-        self._publish()
+        self.publication.publish(self.rollouts, self.version)
         if latest is None:
             self._check_contract()
             self._watch()
-        position = int(latest.manifest["metrics_position"]) if latest else run.metrics_position
-        log = MetricsLog(run.folder.path, name=run.recipe.name, trackers=run.recipe.log.trackers, position=position)
+        log = run.open_metrics(latest)
         rollout_log = RolloutLog(run.folder.path / "rollouts", run.recipe.log, run.tokenizer)
-        with run.console.bar(self.stage.name, self.stage.steps) as bar:
+        with closing(log), run.console.bar(self.stage.name, self.stage.steps) as bar:
             for step in range(started, self.stage.steps):
                 row = self._step(step, rollout_log, bar)
                 log.write(row)
                 if self._after_step(step + 1, checkpoints, log):
                     break
-        run.metrics_position = log.position()
-        log.close()
+            run.metrics_position = log.position()
         best = self._write_output(step + 1, output)
         self._stop()
         return {"steps": step + 1} | best
@@ -90,7 +92,7 @@ class RlTrainer:
             return True
         is_best = watch is not None and watch.best_step == step
         if watch is not None and is_best:
-            write_policy(self.run, self.learners, watch.make_room(step))
+            self.learners.write_policy(watch.make_room(step))
         if step < self.stage.steps and (is_best or step % self.run.recipe.checkpoint.every == 0):
             self._save(checkpoints, step, log)
             if watch is not None:  # not before: the checkpoint that a killed run goes back to names the older one
@@ -101,10 +103,12 @@ class RlTrainer:
         """The policy that the stage hands on: its last one, or the best one of an early stop."""
         watch = self.early_stop
         if watch is None:
-            write_policy(self.run, self.learners, output)
+            self.learners.write_policy(output)
             return {}
         source = watch.policy_folder(watch.best_step) if watch.best_step else self.source
-        shutil.copytree(source, output)
+        half = output.with_name(f".{output.name}.tmp")
+        shutil.copytree(source, half, dirs_exist_ok=True)
+        half.rename(output)
         return {"stopped_early": step < self.stage.steps, "best_step": watch.best_step}
 
     def _watch(self) -> None:
@@ -120,22 +124,8 @@ class RlTrainer:
 
     def _start_workers(self) -> None:
         run, cluster = self.run, self.run.recipe.cluster
-        recipe = run.recipe.model_dump(mode="json")
-        self.learners = run.spawn_learners(self.stage.name)
-        address = run.cluster.address(self.learners[0])
-        calls = [
-            run.cluster.build(
-                worker,
-                LEARNER_WORKER,
-                recipe,
-                str(self.source),
-                rank=rank,
-                world_size=len(self.learners),
-                address=address,
-                total_updates=self.stage.steps * run.recipe.learner.updates_per_step,
-            )
-            for rank, worker in enumerate(self.learners)
-        ]
+        updates = self.stage.steps * run.recipe.learner.updates_per_step
+        calls = self.learners.start(self.stage.name, self.source, total_updates=updates)
         run.start_rollouts(self.source)
         if needs_teacher(run.recipe):
             self.teacher = TeacherPanel.of(run, self.teacher_folders)
@@ -149,7 +139,7 @@ class RlTrainer:
         _ = self.plan  # its checks come before the first sample
         if self.teacher is not None and self.teacher.transport == "hidden":
             folders = {name: str(folder) for name, folder in self.teacher.folders.items()}
-            gather([worker.submit("hold_heads", folders) for worker in self.learners], cluster.start_deadline_s)
+            gather(self.learners.submit("hold_heads", folders), cluster.start_deadline_s)
 
     def _check_contract(self) -> None:
         """Same tokens, known weights, every path: learner, rollout engine (sampled and prompt), teacher."""
@@ -164,7 +154,7 @@ class RlTrainer:
             for r in group.rollouts
         ]
         sequences = [(row.prompt_ids, row.completion_ids) for row in rows]
-        learned = self._learner_scores(rows)
+        learned = self.learners.call("score", rows)
         sampled = [row.rollout_logprobs for row in rows]
         names = ("the rollout engine's sampling log-probs", "the learner's")
         mean, peak = compare(sampled, learned, names=names, bounds=bounds)
@@ -185,7 +175,7 @@ class RlTrainer:
             dealt = score(fleet, sequences)
             found = dealt.in_order(dealt.results())
             if name in self.teacher.folders:
-                call = self.learners[0].submit("score_with", str(self.teacher.folders[name]), sequences)
+                call = self.learners.workers[0].submit("score_with", str(self.teacher.folders[name]), sequences)
                 known = call.result(self.run.recipe.cluster.step_deadline_s)
                 names = (f"the teacher worker ({name})", "the learner's forward pass on the teacher's weights")
                 mean, peak = compare(found, known, names=names, bounds=bounds)
@@ -215,20 +205,13 @@ class RlTrainer:
         judged = Judged(groups, verdicts, logprobs, self.version, views=views)
         rows, method_figures = self.plan.rows(judged, step)
         clock.lap("teacher_s")
-        shares = plan_updates(recipe, rows, ranks=len(self.learners))
-        self._turn("sleep")
-        keep = rollout_log.wanted(step + 1)
-        calls = [
-            worker.submit("train_step", share, step=step, keep=keep)
-            for worker, share in zip(self.learners, shares, strict=True)
-        ]
-        answers = gather(calls, recipe.cluster.step_deadline_s)
-        figures = merge(counts for counts, _ in answers)
-        kept = {index: values for _, part in answers for index, values in part.items()}
+        shares = plan_updates(recipe, rows, ranks=self.learners.ranks)
+        run.turn("sleep")
+        figures, kept = self.learners.train(shares, step=step, keep=rollout_log.wanted(step + 1))
         self.version += 1
         clock.lap("learn_s")
-        self._turn("wake")
-        self._publish()
+        run.turn("wake")
+        self.publication.publish(self.rollouts, self.version)
         clock.lap("publish_s")
         self._check_gap(figures, step)
         row = {"stage": self.stage.name, "step": step + 1, "policy_version": self.version}
@@ -282,45 +265,20 @@ class RlTrainer:
             )
 
     def score_other(self, rows: Sequence[TrainRow], exact: str | None) -> list[list[float]]:
-        """Completions in their rows' other context, by the self-teacher; every rank runs the pass (see below)."""
-        calls = [worker.submit("score_other", list(rows), exact=exact) for worker in self.learners]
-        return list(gather(calls, self.run.recipe.cluster.step_deadline_s)[0])
+        """Completions in their rows' other context, by the self-teacher."""
+        return list(self.learners.call("score_other", list(rows), exact=exact))
 
-    def _turn(self, method: str) -> None:
-        """Colocated on a GPU: engine and learner have the device in turns."""
-        if self.rollouts.settings.colocated and self.rollouts.settings.on_gpu:
-            self.rollouts.call_all(method)
+    @cached_property
+    def publication(self) -> Publication:
+        """The way of the weights to the engines."""
+        return Publication(self.run, self.learners, self._probe())
 
-    def _publish(self) -> None:
-        """Weights to every engine, and proof that each now computes with them."""
-        recipe = self.run.recipe
-        exported = [worker.submit("export_weights") for worker in self.learners]
-        probe = self._probe()
-        row = TrainRow(0, probe[0], probe[1], (0.0,) * len(probe[1]), advantage=0.0)
-        expected = [worker.submit("score", [row]) for worker in self.learners]
-        use_probe = probe if recipe.rollout.temperature == 1.0 else None
-        answers = gather(
-            self.rollouts.publish(Published(exported[0].ref, self.version), use_probe), recipe.cluster.step_deadline_s
-        )
-        known = gather(expected, recipe.cluster.step_deadline_s)[0]
-        if use_probe is not None:
-            for worker, answer in zip(self.rollouts.workers, answers, strict=True):
-                names = (f"{worker.name} after loading version {self.version}", "the learner")
-                compare([answer], known, names=names, bounds=Bounds.of(recipe))
-
-    def _probe(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _probe(self) -> Probe:
         """A fixed prompt and completion, scored after every publication."""
-        if self.probe is None:
-            prompt = self.run.train_prompts[0]
-            has_solution = prompt.example.solution is not None
-            completion = self.run.builder.completion_ids(prompt.example, prompt) if has_solution else prompt.token_ids
-            self.probe = (prompt.token_ids, tuple(completion[: min(32, self.run.recipe.rollout.max_new_tokens)]))
-        return self.probe
-
-    def _learner_scores(self, rows: Sequence[TrainRow]) -> list[list[float]]:
-        """Every rank runs the pass (ZeRO-3 needs all of them); the answers are equal."""
-        calls = [worker.submit("score", list(rows)) for worker in self.learners]
-        return list(gather(calls, self.run.recipe.cluster.step_deadline_s)[0])
+        prompt = self.run.train_prompts[0]
+        has_solution = prompt.example.solution is not None
+        completion = self.run.builder.completion_ids(prompt.example, prompt) if has_solution else prompt.token_ids
+        return prompt.token_ids, tuple(completion[: min(32, self.run.recipe.rollout.max_new_tokens)])
 
     def _check_gap(self, figures: dict[str, float], step: int) -> None:
         mean, peak = (figures.get(f"rollout_policy_logprob_gap/{name}", 0.0) for name in ("mean", "max"))
@@ -351,8 +309,7 @@ class RlTrainer:
         self.pending = deque(in_flight)
 
         def write(folder: Path) -> None:
-            calls = [worker.submit("save", str(folder / "learner")) for worker in self.learners]
-            gather(calls, self.run.recipe.cluster.step_deadline_s)
+            self.learners.save(folder)
             rollouts = [
                 {"step": coming, "rollouts": [[asdict(r) for r in group.rollouts] for group in groups]}
                 for coming, groups in in_flight
@@ -367,18 +324,14 @@ class RlTrainer:
             "tokens": self.run.tokens,
             "abstained": self.run.abstained,
             "gap": self.run.gap,
-            "ranks": len(self.learners),
+            "ranks": self.learners.ranks,
             "early_stop": None if self.early_stop is None else self.early_stop.state(),
         }
         checkpoints.save(step, manifest, write)
 
     def _restore(self, latest: Checkpoint) -> int:
         manifest, run = latest.manifest, self.run
-        calls = [
-            worker.submit("load", str(latest.folder / "learner"), updates=int(manifest["updates"]))
-            for worker in self.learners
-        ]
-        gather(calls, run.recipe.cluster.step_deadline_s)
+        self.learners.load(latest)
         self.version = int(manifest["policy_version"])
         run.tokens, run.abstained, run.gap = manifest["tokens"], manifest["abstained"], manifest["gap"]
         if run.recipe.eval.early_stop is not None:
@@ -396,8 +349,7 @@ class RlTrainer:
         return latest.step
 
     def _stop(self) -> None:
-        for worker in self.learners:
-            self.run.cluster.stop(worker)
+        self.learners.stop()
         if self.teacher is not None:
             self.teacher.stop()
 

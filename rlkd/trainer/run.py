@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 
 from reward.pool import VerifierPool
 from rlkd.checkpoint import read_json, write_json
-from rlkd.cluster import Cluster, check_fit
+from rlkd.cluster import Cluster, check_fit, this_machine
 from rlkd.data.privileged import PrivilegedBuilder
 from rlkd.data.prompt import PromptBuilder
 from rlkd.data.source import Loaded, load_held_in, load_sources
@@ -69,6 +70,8 @@ def train(
 
 
 def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path, begun: float) -> dict[str, Any]:
+    if "RAY_ADDRESS" not in os.environ:  # else the cluster's GPUs count, once it is joined
+        check_fit(recipe, this_machine())
     root = root / recipe.data.dir if recipe.data.dir else root
     check_sources(recipe, root)
     data = _load_data(recipe, root, console)
@@ -256,10 +259,12 @@ def _evaluate_folder(run: Run, label: str, folder: Path, target: str) -> dict[st
         run.start_rollouts(folder)
         return run.evaluate(run.rollouts, label, weights=folder)  # type: ignore[arg-type]
     # A teacher has another architecture than the engines that serve the policy: an engine of its own, for a moment.
+    run.turn("sleep")
     lone = dataclasses.replace(run, rollouts=None)
     lone.start_rollouts(folder, kind="TeacherEvaluation")
     found = lone.evaluate(lone.rollouts, label)  # type: ignore[arg-type]
     lone.rollouts.stop()  # type: ignore[union-attr]
+    run.turn("wake")
     return found
 
 

@@ -23,7 +23,8 @@ def run_sft(run: Run, stage: SftStage, *, source: Path, output: Path, root: Path
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = output.parent / "progress.txt"
     progress.unlink(missing_ok=True)
-    workers = [run.cluster.spawn(f"SftWorker-{stage.name}-{rank}", gpus=1.0) for rank in range(run.ranks)]
+    run.turn("sleep")
+    workers = run.spawn_learners(stage.name, kind="SftWorker")
     deadline = run.recipe.cluster.start_deadline_s
     address = run.cluster.address(workers[0])
     gather(
@@ -49,6 +50,7 @@ def run_sft(run: Run, stage: SftStage, *, source: Path, output: Path, root: Path
     result = _follow(run, stage, calls, progress)
     for worker in workers:
         run.cluster.stop(worker)
+    run.turn("wake")
     return result
 
 

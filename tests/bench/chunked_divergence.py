@@ -27,7 +27,7 @@ SIZES = {49_152: 576, 151_936: 896}  # vocabulary -> width: SmolLM2-135M, Qwen2.
 GIGA = 2**30
 BETA = {"forward_kl": 0.0, "jensen_shannon": 0.5, "reverse_kl": 1.0}
 VARIANTS = ("one pass", "chunked", "plain", "trl chunked", "trl plain")
-PLAIN_COPIES = 12  # [T, V] float32 tensors that a plain step holds at its peak, about; decides what is tried at all
+PLAIN_COPIES = 16  # [T, V] float32 tensors that a plain step holds at its peak, at most; decides what is tried at all
 
 
 @dataclass(frozen=True)

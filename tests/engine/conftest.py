@@ -30,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def folders(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two models of one architecture and one of another, from different seeds, with one tokenizer."""
+    """Two models of each of two architectures, from different seeds, with one tokenizer."""
     root = tmp_path_factory.mktemp("models")
     assert isinstance(recipe.teacher, TeacherSpec)
     assert isinstance(recipe.policy, ScratchModel)
@@ -43,6 +43,7 @@ def folders(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "policy": (recipe.policy, 0),
         "other": (recipe.policy, 1),
         "teacher": (recipe.teacher.model, 2),
+        "other-teacher": (recipe.teacher.model, 3),
     }
     return {
         name: materialise(spec, root / name, where=name, seed=seed, texts=texts) for name, (spec, seed) in made.items()

@@ -36,17 +36,17 @@ def command(out: Path, overrides: Sequence[str] = (), recipe: str = "kdrl.yaml")
     return [sys.executable, "-m", "rlkd", str(ROOT / "recipes" / recipe), *overrides, "--out", str(out)]
 
 
-def run(out: Path, overrides: Sequence[str]) -> str:
+def run(out: Path, overrides: Sequence[str], recipe: str = "kdrl.yaml") -> str:
     """Run to the end and return what was printed; a failure shows it."""
-    done = subprocess.run(command(out, overrides), capture_output=True, text=True, timeout=560, check=False)
+    done = subprocess.run(command(out, overrides, recipe), capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
 
-def run_and_kill(out: Path, overrides: Sequence[str], when: Callable[[], bool]) -> None:
+def run_and_kill(out: Path, overrides: Sequence[str], when: Callable[[], bool], recipe: str = "kdrl.yaml") -> None:
     """Start a run in a session of its own and SIGKILL the driver as soon as ``when`` holds."""
     with subprocess.Popen(
-        command(out, overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command(out, overrides, recipe), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         until = time.monotonic() + 400
         while not when():

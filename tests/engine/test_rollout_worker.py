@@ -74,6 +74,18 @@ def test_a_seed_means_the_same_tokens_in_any_company(worker: Worker) -> None:
     assert [s.token_ids for s in alone] != [s.token_ids for s in other]
 
 
+def test_top_p_samples_within_its_share(worker: Worker, folders: dict[str, Path]) -> None:
+    """Every first token is in the smallest set whose share reaches top_p; a free one is not always."""
+    model = load_causal_lm(folders["policy"], dtype=torch.float32).eval()
+    with torch.no_grad():
+        shares = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].softmax(-1).sort(descending=True)
+    nucleus = set(shares.indices[: int((shares.values.cumsum(0) < 0.2).sum()) + 1].tolist())
+    within = generate(worker, [Request(PROMPTS[0], 64, 5)], max_new_tokens=1, top_p=0.2)[0]
+    free = generate(worker, [Request(PROMPTS[0], 64, 5)], max_new_tokens=1)[0]
+    assert {sample.token_ids[0] for sample in within} <= nucleus
+    assert not {sample.token_ids[0] for sample in free} <= nucleus
+
+
 def test_truncation_is_marked_and_the_end_token_is_kept(worker: Worker) -> None:
     cut = generate(worker, [Request(PROMPTS[0], 8, 5)], max_new_tokens=3)[0]
     assert {(s.finish_reason, len(s.token_ids)) for s in cut if STOP[0] not in s.token_ids} == {("length", 3)}

@@ -41,8 +41,11 @@ def table() -> list[str]:
     )
     lines.append(f"{'all':<20} {total[0]:>7} {'':>14} {total[1]:>14} {total[2]:>7}")
     if agreements:
-        lines += ["", f"{'against another implementation':<44} {'max difference':>14}  where not rounding"]
-        lines += [f"{subject:<44} {difference:>14.1e}  {because}" for subject, difference, because in agreements]
+        width = max(len(subject) for subject, _, _ in agreements)
+        rounding = max((difference for _, difference, because in agreements if not because), default=0.0)
+        lines += ["", f"{'against another implementation':<{width}} {'max difference':>14}  where not rounding"]
+        lines += [f"{subject:<{width}} {difference:>14.1e}  {because}" for subject, difference, because in agreements]
+        lines += [f"{len(agreements)} comparisons; where both claim the same, they differ by {rounding:.1e} at most"]
     return lines
 
 

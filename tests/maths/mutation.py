@@ -85,4 +85,6 @@ def hunt(family: str) -> dict[str, str | None]:
         pytest.main(["-o", "addopts=", "-W", "ignore", *off, *paths], plugins=[plugin])
     finally:
         ledger.booking = True
+    unplanted = [mutant.name for mutant in module.MUTANTS if mutant.name not in plugin.killer]
+    assert not unplanted, f"{family}: could not plant {unplanted[0]}"  # its text isn't there once, or isn't Python
     return plugin.killer

@@ -214,6 +214,36 @@ def test_one_pass_loss_equals_two_passes(kind: Any, weight: float | None, clip: 
         prove(FAMILY, f"one pass, {kind}, d {name}", first, second, 1e-12)
 
 
+@pytest.mark.parametrize(("kind", "weight"), SETTINGS)
+@pytest.mark.parametrize("clip", [math.inf, 0.05])
+def test_blocks_of_a_chunk_change_nothing(
+    kind: Any, weight: float | None, clip: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows of nine logits at a time (the last block has one): value, share and gradient of the chunk as a whole."""
+    inputs = heads()
+    trained = [inputs["hidden"].requires_grad_(), inputs["head_weight"].requires_grad_()]
+    setting: dict[str, Any] = {"kind": kind, "mixture_weight": weight, "clip": clip}
+    weights = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    whole = chunked_divergence_loss(**inputs, **setting, loss_weights=weights)
+    want = torch.autograd.grad(whole.loss, trained)
+    monkeypatch.setattr("rlkd.divergences.chunked.CPU_BLOCK", 20)
+    parts = chunked_divergence_loss(**inputs, **setting, loss_weights=weights)
+    for first, second in zip(torch.autograd.grad(parts.loss, trained), want, strict=True):
+        prove(FAMILY, f"blocks, {kind}", first, second, 1e-13)
+    prove(FAMILY, f"blocks, {kind}, values", parts.per_token, whole.per_token, 1e-13)
+    torch.testing.assert_close(parts.clipped_share, whole.clipped_share, rtol=0, atol=1e-14)
+
+
+def test_one_pass_gradient_is_taken_once() -> None:
+    """It is handed out, not copied; a second time there is an error, not a gradient scaled twice."""
+    inputs = heads()
+    hidden = inputs["hidden"].requires_grad_()
+    loss = chunked_divergence_loss(kind="reverse_kl", **inputs, loss_weights=torch.ones(7).double()).loss
+    torch.autograd.grad(loss, hidden, retain_graph=True)
+    with pytest.raises(NumericsError, match="taken once"):
+        torch.autograd.grad(loss, hidden)
+
+
 def test_positions_without_weight_may_hold_nan() -> None:
     inputs = heads()
     inputs["hidden"][3] = math.nan

@@ -124,10 +124,31 @@ def test_alm_teacher_and_policy_have_their_roles() -> None:
     assert torch.autograd.grad(loss, policy)[0] > 0  # the policy thinks the chunk likelier than the teacher: lower it
 
 
+def test_overlapping_chunks_are_refused() -> None:
+    """A token in two chunks would be lost to one of them."""
+    with pytest.raises(NumericsError, match="the one before it ends at 2"):
+        chunk_logprobs(torch.zeros(4), [(0, 2), (1, 4)])
+
+
+def test_alm_of_impossible_chunks() -> None:
+    """Ruled out by both: no loss. By the teacher alone: -log(1 - p). By the policy alone: inf, as KL is."""
+    policy = torch.tensor([-math.inf, math.log(0.25), -math.inf], dtype=torch.float64)
+    teacher = torch.tensor([-math.inf, -math.inf, math.log(0.5)], dtype=torch.float64)
+    for divergence in ("kl", "cross_entropy"):
+        got = alm(policy_chunks=policy, teacher_chunks=teacher, temperature=1.0, divergence=divergence)  # type: ignore[arg-type]
+        assert got.tolist() == pytest.approx([0.0, -math.log(0.75), math.inf])
+    trained = policy[:2].clone().requires_grad_()
+    loss = alm(policy_chunks=trained, teacher_chunks=teacher[:2], temperature=1.0).sum()
+    (gradient,) = torch.autograd.grad(loss, trained)
+    assert gradient.tolist() == pytest.approx([0.0, 0.25 / 0.75])  # d -log(1 - p) / d log p = p / (1 - p)
+
+
 def test_boundary_logmass() -> None:
     logprobs = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.9, 0.0]], dtype=torch.float64).log()
     got = boundary_logmass(logprobs, torch.tensor([True, False, True]))
     prove(FAMILY, "boundary_logmass", got.exp(), double(0.8, 0.1))
+    logits = logprobs + double(3.0, -5.0)[:, None]  # not normalised
+    prove(FAMILY, "boundary_logmass, logits", boundary_logmass(logits, torch.tensor([True, False, True])), got)
     shifted: dict[str, Any] = {"policy_boundary": double(-0.1), "teacher_boundary": double(-0.7)}
     debiased = alm(policy_chunks=double(-1.0), teacher_chunks=double(-2.0), **shifted)
     prove(FAMILY, "debiasing", debiased, alm(policy_chunks=double(-1.1), teacher_chunks=double(-2.7)))

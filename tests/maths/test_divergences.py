@@ -217,6 +217,20 @@ def test_clipped_entries_are_pushed_down() -> None:
 # --- bad input ---
 
 
+@pytest.mark.parametrize(("kind", "weight"), SETTINGS)
+def test_a_position_without_mass_stays_visible(kind: Any, weight: float | None) -> None:
+    """All logits -inf: no distribution, so no number; the positions beside it are as they were."""
+    policy, teacher = logits(0), logits(1)
+    want = divergence(kind=kind, mixture_weight=weight, policy_logits=policy, teacher_logits=teacher).per_token
+    for side in (policy, teacher):
+        kept = side[2].clone()
+        side[2] = -torch.inf
+        got = divergence(kind=kind, mixture_weight=weight, policy_logits=policy, teacher_logits=teacher).per_token
+        side[2] = kept
+        assert got.isnan().tolist() == [False, False, True, False]
+        assert got[[0, 1, 3]].equal(want[[0, 1, 3]])
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlkd.errors import RlkdError
-from rlkd.explain import entries, explain, index, recipe_kinds, render_index
+from rlkd.explain import entries, explain, index, recipe_kinds, recipes_of, render_index
 from rlkd.methods import METHODS
 
 TESTS = {
@@ -25,6 +25,7 @@ GROUND = {
     "masked_sum",
     "masked_mean",
     "chunked_logprobs",
+    "chunked_rows",
     "log_ratio",
     "loss_estimator",
 }
@@ -79,6 +80,25 @@ def test_every_recipe_is_in_the_index() -> None:
     assert listed
 
 
+def test_recipes_stand_beside_their_own_method() -> None:
+    """By the file's name too: two methods that share a `kind:` are told apart, and none is left without its recipe."""
+    assert "rltf_fm.yaml" in recipes_of("rltf_fm")
+    assert "rltf_fm.yaml" not in recipes_of("rltf_sd")
+    assert "paper/rltf-sd-deepmath.yaml" in recipes_of("rltf_sd")
+    for method, recipe in (
+        ("alm", "alm.yaml"),
+        ("alphamed", "alphamed.yaml"),
+        ("deepmath", "paper/deepmath-zero-7b.yaml"),
+    ):
+        assert recipe in recipes_of(method)
+
+
+def test_what_is_printed_fits_a_terminal() -> None:
+    pages = [render_index(), *(explain(name) for name in (*METHODS, *entries()))]
+    assert max(len(line) for page in pages for line in page.splitlines()) <= 120
+    assert not any("``" in page for page in pages)
+
+
 def test_losses_state_their_gradient_and_source() -> None:
     losses = [e for e in entries().values() if e.formula and e.name not in GROUND and "Gradient" not in e.sections]
     assert {e.name for e in losses} <= WITHOUT_GRADIENT
@@ -90,5 +110,7 @@ def test_explain_knows_estimators_and_near_misses() -> None:
     assert "forward KL, exact" in explain("low_var_kl")
     assert "Eq 8" in explain("kdrl")
     assert "KDRL" in render_index()
+    assert "teacher_share by a linear" in explain("pi-distill")  # a function and a method: both are shown
+    assert "paper/pi-distill-qwen3-4b.yaml" in explain("pi_distill")
     with pytest.raises(RlkdError, match="did you mean 'reverse_kl_k2'"):
         explain("reverse_kl_k22")

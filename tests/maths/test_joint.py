@@ -180,6 +180,13 @@ def test_rltf_sd_bias_is_the_missing_ratio() -> None:
     prove(FAMILY, "RLTF-SD with ratio", WORLD.expected_gradient(table, loss * ratio[:, None], critique), truth)
 
 
+def test_rltf_sd_floor_does_not_hide_nan() -> None:
+    logprobs = torch.tensor([[math.nan, -9.0, -1.0]])
+    for floor, want in ((-math.inf, [True, False, False]), (-5.0, [True, False, False])):
+        loss = rltf_self_distillation(policy_logprobs=logprobs, advantages=torch.ones(1, 3), logprob_floor=floor)
+        assert loss.isnan().tolist() == [want]
+
+
 def test_rltf_sd_floor() -> None:
     logprobs = torch.tensor([[-1.0, -5.0, -5.1]], dtype=torch.float64).requires_grad_()
     loss = rltf_self_distillation(

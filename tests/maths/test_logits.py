@@ -151,6 +151,18 @@ def test_plackett_luce_rest() -> None:
     prove(FAMILY, "plackett_luce, rest", got, cross, 1e-9)
 
 
+def test_plackett_luce_of_impossible_entries() -> None:
+    """Entries that teacher and policy rule out: as if the support ended before them, in value and gradient."""
+    outside = torch.arange(6) >= 4
+    policy = logits(0).requires_grad_()
+    masked = logits(0).masked_fill(outside, -torch.inf).requires_grad_()
+    got = plackett_luce(policy_logits=masked, teacher_logits=logits(1).masked_fill(outside, -torch.inf))
+    want = plackett_luce(policy_logits=policy[:, :4], teacher_logits=logits(1)[:, :4])
+    prove(FAMILY, "plackett_luce, impossible entries", got, want)
+    (slope,), (expected,) = torch.autograd.grad(got.sum(), masked), torch.autograd.grad(want.sum(), policy)
+    prove(FAMILY, "plackett_luce, impossible entries, gradient", slope, expected)
+
+
 def test_plackett_luce_gradient() -> None:
     teacher = logits(1).requires_grad_()
     policy = logits(0).requires_grad_()
@@ -293,7 +305,7 @@ def test_bad_logit_input_is_refused() -> None:
     for weights in ([0.5, 0.6], [1.5, -0.5]):
         with pytest.raises(NumericsError, match="sum to 1"):
             mix_teachers(torch.zeros(2, 3), weights=torch.tensor(weights))
-    with pytest.raises(NumericsError, match="one a teacher"):
+    with pytest.raises(NumericsError, match="one weight a teacher"):
         mix_teachers(torch.zeros(2, 3), weights=torch.ones(1))
     with pytest.raises(NumericsError, match="mean is"):
         mix_teachers(torch.zeros(1, 3), weights=torch.ones(1), mean="harmonic")  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from rlkd.learner.worker import join_process_group
 from rlkd.models import materialise
 from rlkd.recipe import Recipe
 from rlkd.recipe.loading import validate_recipe
+from rlkd.recipe.offline import reads_wrong
 from rlkd.recipe.schema import OfflineStage
 from rlkd.records import TrainRow
 from rlkd.trainer.assemble import share_update
@@ -101,7 +102,7 @@ def _compare(folder: Path, objective: dict[str, Any], budget: int, pairs: list[P
     stage = recipe.stages[0]
     assert isinstance(stage, OfflineStage)
     learner = PairLearner(recipe, folder, stage=stage, rank=0, world_size=1, total_updates=4)
-    rows: list[TrainRow] = pair_rows(pairs)
+    rows: list[TrainRow] = pair_rows(pairs, wrong=reads_wrong(stage.objective))
     total = Denominators(policy=float(len(pairs)), distill=0.0)
     update = share_update(split_groups(rows), total, ranks=1, token_budget=budget)[0]
     learner.train_step([update], step=0)

@@ -23,6 +23,10 @@ REDI = ROOT / "recipes" / "redi.yaml"
         (["stages.redi.objective={kind: dpo, beta: 1.0}"], ["objective.beta: unknown key", "inverse_temperature"]),
         (["stages.redi.objective.rejected_weight=1.5"], ["rejected_weight", "less than or equal to 1", "given 1.5"]),
         (["stages.redi.collapse.action=abort"], ["collapse.action", "'warn', 'stop' or 'off'"]),
+        (
+            ["stages.redi.collapse.action=stop", "stages.redi.objective={kind: sft}"],
+            ["stages.2.collapse.action: 'stop'", "reads no wrong ones", "{action: off}"],
+        ),
         (["stages.redi.pairs.samples=1"], ["stages.2.pairs.samples", "greater than or equal to 2"]),
         (["stages.redi.pairs.pairs_per_problem=5"], ["5 pairs need 10 samples; given 8"]),
         (["teacher=null", "stages.sft-teacher.target=policy"], ["stages.2.pairs.model: 'teacher'", "model: policy"]),

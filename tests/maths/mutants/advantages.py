@@ -3,7 +3,7 @@
 from mutation import Mutant
 
 FAMILY = "advantages"
-TESTS = ["test_group_advantages.py", "test_credit.py", "test_objectives.py"]
+TESTS = ["test_group_advantages.py", "test_credit.py", "test_policy_gradient.py"]
 GROUP = "advantages.group"
 CREDIT = "advantages.credit"
 FEED = "advantages.feedback"

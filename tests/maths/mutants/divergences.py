@@ -63,7 +63,6 @@ MUTANTS = [
     Mutant(f"{SUP}:complete", "(1 - mass)", "mass", "tail is the head's mass"),
     Mutant(f"{SUP}:complete", ".clamp(min=tail_floor)", "", "empty tail is -inf"),
     Mutant(f"{SUP}:complete", "1 + 1e-3", "1e9", "unnormalised accepted"),
-    Mutant(f"{SUP}:_ChunkedBucketed.backward", "/ ctx.temperature", "", "temperature forgotten in backward"),
     Mutant(f"{CHU}:_ChunkedDivergence.backward", "/ ctx.setting.temperature", "", "temperature forgotten in backward"),
     Mutant(
         f"{CHU}:_ChunkedDivergence.backward",
@@ -82,8 +81,12 @@ MUTANTS = [
         "positions without weight computed",
     ),
     Mutant(
-        f"{CHU}:_ChunkedDivergenceLoss.backward", "part * gradient.to(part.dtype)", "part", "incoming gradient ignored"
+        f"{CHU}:_ChunkedDivergenceLoss.backward",
+        "part.mul_(gradient.to(part.dtype))",
+        "part",
+        "incoming gradient ignored",
     ),
+    Mutant(f"{CHU}:_joined", "place.copy_(block.gradient)", "pass", "gradients of blocks not gathered"),
     Mutant(f"{CHU}:_logits", "weight[:shared]", "weight", "padding rows in the distribution"),
     Mutant(f"{CHU}:_shared_vocabulary", "policy if given is None else given", "policy", "vocabulary_size ignored"),
     Mutant(f"{KER}:_forward_kl", "gap = lt - ls", "gap = ls - lt", "sign in the fast kernel"),

@@ -28,6 +28,8 @@ MUTANTS = [
         "chosen entries stay in the list",
     ),
     Mutant(f"{LOG}:plackett_luce", "torch.inf)", "0.0)", "gold not first"),
+    Mutant(f"{LOG}:plackett_luce", ".where(weights > 0, 0.0)", "", "0 * inf"),
+    Mutant(f"{LOG}:plackett_luce", ".clamp(min=torch.finfo(ranked.dtype).min)", "", "NaN gradient at -inf"),
     Mutant(f"{LOG}:plackett_luce", ".softmax(-1).gather(-1, order)", ".softmax(-1)", "weights out of order"),
     Mutant(
         f"{LOG}:plackett_luce",
