@@ -147,6 +147,8 @@ def _by_buckets(comparison: TopKComparison, hidden: Tensor, head: Head, temperat
 def boundary_mass(starts_pretoken: Tensor, *, hidden: Tensor, head: Head, temperature: float) -> Tensor:
     """[N] ``boundary_logmass`` of a head's distributions; entries that pad it beyond its tokenizer start nothing.
 
+    Rounding may lift the log of nearly all mass above 0, which ``alm`` refuses: it is cut there.
+
     Raises: NumericsError when the tokenizer has more tokens than the head.
     """
     assert head.weight is not None
@@ -154,10 +156,11 @@ def boundary_mass(starts_pretoken: Tensor, *, hidden: Tensor, head: Head, temper
     if padding < 0:
         raise NumericsError(f"a tokenizer of {len(starts_pretoken)} tokens, but a head of {head.weight.shape[0]} rows")
     starts = torch.nn.functional.pad(starts_pretoken, (0, padding))
-    return chunked_rows(
+    mass = chunked_rows(
         lambda logits: boundary_logmass(logits, starts),
         hidden=hidden,
         head_weight=head.weight,
         head_bias=head.bias,
         temperature=temperature,
     )
+    return mass.clamp(max=0.0)

@@ -257,7 +257,8 @@ class Teaching:
 
     @property
     def _teaches_in_loss(self) -> bool:
-        return self.self_teacher is not None and getattr(self.recipe.objective, "kl_in", "loss") == "loss"
+        objective = self.recipe.objective
+        return isinstance(objective, OpsdObjective | PiDistillObjective) and objective.kl_in == "loss"
 
     def _ask(self, other: MicroBatch | None) -> Tensor:
         assert self.self_teacher is not None

@@ -111,6 +111,8 @@ def test_a_row_without_a_teacher_is_an_error_or_goes_to_the_default(make_recipe:
         ),
         ({"kind": "server", "url": "http://h/v1", "model": "m", "tokenizer": "t"}, {"kind": "alm"}, "no weights here"),
         ({"kind": "server", "url": "h:80", "model": "m", "tokenizer": "t"}, {"kind": "distill"}, "teacher.url"),
+        ({"model": MODEL, "engine": "vllm"}, {"kind": "alm", "debias": 0.1}, "'vllm' has no mass of token sets"),
+        ({"model": MODEL, "engine": "transformers"}, {"kind": "alm", "debias": 1.5}, "objective.*debias"),
     ],
 )
 def test_a_teacher_that_cannot_serve_the_objective_is_refused(
