@@ -131,7 +131,7 @@ class AlmPlan(StepPlan):
             pairs = [(item.teacher_prompt, item.teacher_ids) for item in mine.values()]
             dealt = fleet.map("score" if self._debias is None else "bounded", pairs)
             for (index, item), answer in zip(mine.items(), dealt.in_order(dealt.results()), strict=True):
-                views[index] = _plain(item, answer) if self._debias is None else _debiased(item, *answer, self._debias)
+                views[index] = _plain(item, answer) if self._debias is None else _debiased(item, answer, self._debias)
         return views
 
     @property
@@ -145,12 +145,13 @@ def _plain(item: Aligned, logprobs: Sequence[float]) -> Chunks:
     return Chunks(item.policy_ranges, tuple(sum(logprobs[start:end]) for start, end in item.teacher_ranges))
 
 
-def _debiased(item: Aligned, logprobs: Sequence[float], mass: Sequence[float], threshold: float) -> Chunks:
+def _debiased(item: Aligned, answer: tuple[Sequence[float], Sequence[float]], threshold: float) -> Chunks:
     """With the teacher's belief that each chunk is over, joined with the next where that is small.
 
     Args:
-        mass: of each teacher token's place, the log-mass of tokens there that begin a new pre-token.
+        answer: of each teacher token, its log-prob; of its place, the log-mass of tokens that begin a new pre-token.
     """
+    logprobs, mass = answer
 
     def over(end: int) -> float:
         return mass[end] if end < len(mass) else 0.0

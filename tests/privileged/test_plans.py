@@ -28,7 +28,7 @@ from rlkd.recipe.objectives import AlmObjective, PiDistillObjective, RltfObjecti
 from rlkd.recipe.privileged import FeedbackSpec, RuleFeedback
 from rlkd.records import Chunks, Example, Prompt, Rollout, RolloutGroup, TrainRow
 from rlkd.rollout.feedback import build_feedback
-from rlkd.trainer.alm import BROKEN, Aligned, Aligner, _debiased
+from rlkd.trainer.alm import BROKEN, Aligned, Aligner, _debiased, _plain
 from rlkd.trainer.assemble import Judged, denominators, plan_updates
 from rlkd.trainer.plan import PiDistillPlan, SelfDistillPlan
 from rlkd.trainer.rltf import RltfPlan
@@ -432,11 +432,12 @@ def test_debiasing_joins_chunks_that_the_teacher_thinks_unfinished() -> None:
     item = Aligned((7,), (1, 2, 3, 4, 5), ((0, 1), (1, 3), (3, 4), (4, 6)), ((0, 1), (1, 2), (2, 4), (4, 5)))
     logprobs = [-1.0, -2.0, -3.0, -4.0, -5.0]
     mass = [-9.0, -0.5, -4.0, -9.0, -0.25]  # e^-4 < 0.1 < e^-0.5
-    found = _debiased(item, logprobs, mass, 0.1)
+    found = _debiased(item, (logprobs, mass), 0.1)
     assert found.ranges == ((0, 1), (1, 4), (4, 6))
     assert found.teacher_logprobs == (-1.0, -9.0, -5.0)
     assert found.teacher_boundary == (-0.5, -0.25, 0.0)
-    assert _debiased(item, logprobs, mass, 0.0).ranges == item.policy_ranges
+    assert _debiased(item, (logprobs, mass), 0.0).ranges == item.policy_ranges
+    assert _plain(item, logprobs) == Chunks(item.policy_ranges, (-1.0, -2.0, -7.0, -5.0))
 
 
 def test_debiased_alm_counts_the_policys_own_belief_that_a_chunk_is_over() -> None:

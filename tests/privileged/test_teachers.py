@@ -122,6 +122,18 @@ def test_a_teacher_that_cannot_serve_the_objective_is_refused(
         make_recipe(teacher=teacher, objective=objective, privileged=None)
 
 
+def test_what_needs_a_transformers_teacher_takes_one(make_recipe: Make) -> None:
+    teacher = {"model": MODEL, "engine": "transformers"}
+    recipe = make_recipe(teacher=teacher, objective={"kind": "alm", "debias": 0.1}, privileged=None)
+    assert getattr(recipe.objective, "debias", None) == 0.1
+
+
+@pytest.mark.parametrize("learner", [{"zero_stage": 3}, {"zero_stage": 3, "lora": {"rank": 4}}])
+@pytest.mark.parametrize("weights", ["live", "frozen", "ema"])
+def test_a_policy_may_teach_itself_under_any_sharding(make_recipe: Make, learner: dict[str, Any], weights: str) -> None:
+    assert make_recipe(learner=learner, teacher={"kind": "self", "weights": weights}).learner.zero_stage == 3
+
+
 def test_a_teacher_of_another_vocabulary_is_refused_with_the_first_difference(tokenizer: Any) -> None:
     check_same_tokens(tokenizer, tokenizer)
     words = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
