@@ -52,22 +52,22 @@ class SelfTeaching:
 
         ``None``: only other ranks have something to be taught; this one joins their passes. Returns: an empty tensor.
         """
-        return self._parts(batch, lambda forward, part: forward(part, hidden_only=True))
+        return self._passes(batch, lambda forward, part: forward(part, hidden_only=True))
 
     @torch.no_grad()
     def logprobs(self, batch: MicroBatch | None) -> Tensor:
         """[N] of the completion tokens in the batch's (the other) context; ``None`` as in ``hidden``."""
-        return self._parts(batch, lambda forward, part: forward(part).logprobs)
+        return self._passes(batch, lambda forward, part: forward(part).logprobs)
 
-    def _parts(self, batch: MicroBatch | None, of: Callable[[Callable[..., Any], MicroBatch], Tensor]) -> Tensor:
+    def _passes(self, batch: MicroBatch | None, of: Callable[[Callable[..., Any], MicroBatch], Tensor]) -> Tensor:
         policy = self.copy or self.live()
         forward = self.copy or self.forward or policy
-        parts = [] if batch is None else list(_parts(batch, self.token_budget))
-        idle = self.most(len(parts)) - len(parts)
+        own = [] if batch is None else list(parts(batch, self.token_budget))
+        idle = self.most(len(own)) - len(own)
         was_training = policy.training
         policy.eval()  # dropout in a teacher would be noise in the signal
         with self._weights(policy):
-            found = [of(forward, part) for part in parts]
+            found = [of(forward, part) for part in own]
             for _ in range(idle):
                 of(forward, blank(next(policy.parameters()).device))
         policy.train(was_training)
@@ -146,7 +146,7 @@ def _runs(rows: Sequence[TrainRow]) -> list[list[TrainRow]]:
     return [list(part) for _, part in groupby(rows, key=lambda row: (row.group, row.prompt_ids))]
 
 
-def _parts(batch: MicroBatch, token_budget: int) -> Iterator[MicroBatch]:
+def parts(batch: MicroBatch, token_budget: int) -> Iterator[MicroBatch]:
     """The same groups in order, in packs of bounded size."""
     groups = _runs(batch.rows)
     if sum(map(group_cost, groups)) <= token_budget:

@@ -17,7 +17,8 @@ import torch
 
 from rlkd.launch import Launch
 from rlkd.learner.learner import Learner
-from rlkd.learner.packing import plan_micro_batches
+from rlkd.learner.packing import pack, plan_micro_batches
+from rlkd.learner.teaching import other_context, parts
 from rlkd.learner.worker import join_process_group
 from rlkd.models import materialise
 from rlkd.recipe import Recipe
@@ -26,21 +27,30 @@ from rlkd.records import TrainRow
 from rlkd.trainer.assemble import plan_updates
 
 KEPT_WHOLE = 100_000  # DeepSpeed's stage3_param_persistence_threshold
-BUDGET = 60
+PROBLEMS, TAUGHT = 7, 3
+# packed tokens of a pass: some micro-batches need several passes of the teacher, others have nobody to teach, and some
+# ranks have no more micro-batches while others go on
+FEW, MORE = {"tokens_per_micro_batch": 30}, {"tokens_per_micro_batch": 40}
 CASES: dict[str, dict[str, Any]] = {
-    "live": {"teacher": {"kind": "self", "weights": "live"}, "objective": {"kind": "opsd", "clip": None}},
+    "live": {
+        "teacher": {"kind": "self", "weights": "live"},
+        "objective": {"kind": "opsd", "clip": None},
+        "learner": MORE,
+    },
     "adapters off": {
         "teacher": {"kind": "self", "weights": "frozen"},
         "objective": {"kind": "opsd", "clip": None},
-        "learner": {"lora": {"rank": 4}},
+        "learner": {"lora": {"rank": 4}, **FEW},
     },
     "sampled tokens": {
         "teacher": {"kind": "self", "weights": "live"},
         "objective": {"kind": "opsd", "divergence": "sampled"},
+        "learner": FEW,
     },
     "pi_distill": {
         "teacher": None,
         "objective": {"kind": "pi_distill", "kl_in": "loss", "teacher_share": {"kind": "constant", "value": 0.4}},
+        "learner": MORE,
     },
 }
 
@@ -54,28 +64,28 @@ def recipe_of(case: str, *, zero: int) -> Recipe:
         },
         "privileged": {"field": "solution", "max_tokens": 20, "max_prompt_tokens": 60},
         "data": {"train": {"kind": "reasoning_gym", "task": "chain_sum", "size": 8, "seed": 1}},
-        "rollout": {"prompts_per_step": 5, "group_size": 3, "max_prompt_tokens": 20, "max_new_tokens": 20},
+        "rollout": {"prompts_per_step": PROBLEMS, "group_size": 3, "max_prompt_tokens": 20, "max_new_tokens": 20},
         "stages": [{"kind": "rl", "steps": 4}],
     }  # fmt: skip
     raw |= {key: value for key, value in CASES[case].items() if value is not None}
-    raw["learner"] = {"zero_stage": zero, "tokens_per_micro_batch": BUDGET, **raw.get("learner", {})}
+    raw["learner"] = {"zero_stage": zero, **raw["learner"]}
     return Launch().resolve(validate_recipe(raw, where="tiny"))
 
 
 def rows_of(case: str) -> list[TrainRow]:
-    """Five problems, three rows each; the first two are taught, in a context too long for one pass."""
+    """Problems of three rows each; the first few are taught, in a context too long for one pass."""
     draw = random.Random(0)
 
     def tokens(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw.randrange(6, 90) for _ in range(draw.randrange(low, high)))
 
     rows: list[TrainRow] = []
-    for group in range(5):
+    for group in range(PROBLEMS):
         prompt, other = tokens(2, 8), tokens(40, 50)
         for _ in range(3):
-            done = tokens(1, 6 if group < 2 else 12)
+            done = tokens(1, 6 if group < TAUGHT else 12)
             row = TrainRow(group, prompt, done, (-5.0,) * len(done), draw.gauss(0, 1), len(rows))
-            rows.append(replace(row, teacher_prompt_ids=other) if group < 2 else replace(row, distilled=False))
+            rows.append(replace(row, teacher_prompt_ids=other) if group < TAUGHT else replace(row, distilled=False))
     if case != "pi_distill":
         return rows
     views = [
@@ -87,12 +97,13 @@ def rows_of(case: str) -> list[TrainRow]:
     return views + [replace(row, index=len(rows) + at) for at, row in enumerate(bare)]
 
 
-def taught_passes(rows: Sequence[TrainRow]) -> list[int]:
-    """Of each micro-batch: rows with another context."""
-    return [
-        sum(row.teacher_prompt_ids is not None for group in groups for row in group)
-        for groups in plan_micro_batches(rows, token_budget=BUDGET)
-    ]
+def taught_passes(rows: Sequence[TrainRow], token_budget: int) -> list[int]:
+    """The teacher's passes for each micro-batch."""
+    found = []
+    for groups in plan_micro_batches(rows, token_budget=token_budget):
+        other, _ = other_context(pack(groups))
+        found.append(0 if other is None else len(list(parts(other, token_budget))))
+    return found
 
 
 def main(place: Path, rank: int, world: int, port: int, zero: int) -> None:
@@ -109,7 +120,7 @@ def main(place: Path, rank: int, world: int, port: int, zero: int) -> None:
         shares = plan_updates(recipe, rows_of(case), ranks=world)
         found[case] = {
             "gradients": learner.gradients(shares[rank][0], step=0),
-            "taught": [taught_passes(share[0].rows) for share in shares],
+            "taught": [taught_passes(share[0].rows, recipe.learner.tokens_per_micro_batch) for share in shares],
         }
         print(f"rank {rank}: {case}", flush=True)
     if rank == 0:
