@@ -10,19 +10,19 @@ from typing import Any
 
 from reward.verdict import Verdict
 from rlkd.data.cards import DataCard
+from rlkd.data.chat import encode, encode_answer, render
 from rlkd.data.curate.filters import question_faults
 from rlkd.data.fields import lookup
 from rlkd.data.rows import BadRow, Row
 from rlkd.data.template import (
     ChatTokenizer,
     TemplateFault,
-    encode_pair,
-    label_faults,
+    inner_end_fault,
     round_trip_fault,
     template_faults,
 )
 from rlkd.data.text import answer_kind, text_key
-from rlkd.errors import DataCardError
+from rlkd.errors import DataCardError, RecipeError
 
 SHOWN_ROWS = 8
 HARMLESS = frozenset({"pad_is_eos"})  # with masks set by position; named all the same
@@ -252,24 +252,41 @@ def _token_faults(
     template = template_faults(tokenizer)
     report.notes += [fault.detail for fault in template if fault.kind in HARMLESS]
     yield from (RowFault(0, f"template: {each.kind}", each.detail) for each in template if each.kind not in HARMLESS)
-    if any(fault.kind == "no_template" for fault in template):
-        return
+    if any(fault.kind in ("no_template", "no_eos") for fault in template):
+        return  # no row can be trained on
     lengths: dict[str, list[int]] = defaultdict(list)
     for number, example in numbered:
-        prompt = [{"role": "user", "content": card.prompt(example)}]
-        texts = [trace["text"] for trace in example.get("traces", ())]
-        for text in texts or [""]:
-            pair = encode_pair(tokenizer, prompt, text)
-            trained = sum(pair.response_mask)
-            lengths["prompt tokens"].append(len(pair.ids) - trained)
-            if texts:
-                lengths["trace tokens"].append(trained)
-            if max_tokens is not None and len(pair.ids) > max_tokens:
-                yield RowFault(number, "too long", f"{len(pair.ids)} tokens of {max_tokens}")
-            faults: list[TemplateFault | None] = [*label_faults(pair.ids, pair.response_mask, tokenizer.eos_token_id)]
-            faults += [round_trip_fault(tokenizer, piece) for piece in (prompt[0]["content"], text)]
-            yield from (RowFault(number, fault.kind, fault.detail) for fault in faults if fault is not None)
+        yield from _row_token_faults(number, card.prompt(example), example, tokenizer, max_tokens, lengths)
     report.lengths = {name: _quantiles(values) for name, values in lengths.items()}
+
+
+def _row_token_faults(
+    number: int,
+    question: str,
+    example: Row,
+    tokenizer: ChatTokenizer,
+    max_tokens: int | None,
+    lengths: dict[str, list[int]],
+) -> Iterator[RowFault]:
+    """A row's tokens as training encodes them."""
+    messages = [{"role": "user", "content": question}]
+    prompt = render(tokenizer, messages, generate=True)
+    size, longest = len(encode(tokenizer, prompt)), 1  # an empty answer is one end-of-turn token
+    lengths["prompt tokens"].append(size)
+    texts = [trace["text"] for trace in example.get("traces", ())]
+    faults: list[TemplateFault | None] = [round_trip_fault(tokenizer, text) for text in (question, *texts)]
+    for text in texts:
+        try:
+            ids = encode_answer(tokenizer, messages, text, prompt=prompt)
+        except RecipeError as error:
+            yield RowFault(number, "not trainable with this template", str(error))
+            continue
+        lengths["trace tokens"].append(len(ids))
+        longest = max(longest, len(ids))
+        faults.append(inner_end_fault(ids, ids[-1]))
+    if max_tokens is not None and size + longest > max_tokens:
+        yield RowFault(number, "too long", f"{size + longest} tokens of {max_tokens}")
+    yield from (RowFault(number, fault.kind, fault.detail) for fault in faults if fault is not None)
 
 
 def _quantiles(values: Sequence[int]) -> dict[str, float]:

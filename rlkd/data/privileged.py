@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlkd.data.prompt import PromptBuilder, check_thinking, fill, render
+from rlkd.data.chat import check_thinking, render
+from rlkd.data.prompt import PromptBuilder, fill
 from rlkd.errors import RecipeError, did_you_mean
 from rlkd.recipe import Recipe
 from rlkd.recipe.privileged import PrivilegedSpec

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-Messages = Sequence[dict[str, str]]
+from rlkd.data.chat import render
 
 
 class ChatTokenizer(Protocol):
@@ -17,6 +17,7 @@ class ChatTokenizer(Protocol):
 
     bos_token_id: int | None
     eos_token_id: int | None
+    eos_token: Any
     pad_token_id: int | None
     chat_template: Any
 
@@ -33,37 +34,6 @@ class TemplateFault:
     detail: str
 
 
-@dataclass(frozen=True)
-class EncodedPair:
-    """Token ids of prompt and completion with the mask of what is trained, set by position, never by token id."""
-
-    ids: tuple[int, ...]
-    response_mask: tuple[bool, ...]
-
-
-def render_chat(tokenizer: ChatTokenizer, messages: Messages, *, generation_prompt: bool) -> str:
-    """The conversation as text, special tokens included."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
-    return cast(str, text)
-
-
-def encode_pair(tokenizer: ChatTokenizer, prompt: Messages, completion: str) -> EncodedPair:
-    """Encode the rendered prompt and the assistant's turn apart, as training does (``rlkd.data.prompt``).
-
-    The turn is what the template renders after the prompt, up to its end-of-turn token, which is trained. Where the
-    template does not continue its own prompt (a fault that is named elsewhere), the completion is encoded as it is.
-    """
-    before = render_chat(tokenizer, prompt, generation_prompt=True)
-    whole = render_chat(tokenizer, [*prompt, {"role": "assistant", "content": completion}], generation_prompt=False)
-    turn = whole[len(before) :] if whole.startswith(before) else completion
-    prompt_ids = tokenizer.encode(before, add_special_tokens=False)
-    turn_ids = tokenizer.encode(turn, add_special_tokens=False)
-    if tokenizer.eos_token_id in turn_ids:  # what the template writes after it belongs to the next turn
-        last = len(turn_ids) - 1 - turn_ids[::-1].index(tokenizer.eos_token_id)
-        turn_ids = turn_ids[: last + 1]
-    return EncodedPair((*prompt_ids, *turn_ids), (False,) * len(prompt_ids) + (True,) * len(turn_ids))
-
-
 def template_faults(tokenizer: ChatTokenizer) -> list[TemplateFault]:
     """Faults of the tokenizer and its chat template that do not depend on the data."""
     if not tokenizer.chat_template:
@@ -72,16 +42,12 @@ def template_faults(tokenizer: ChatTokenizer) -> list[TemplateFault]:
     return [*faults, *_double_bos_faults(tokenizer), *_history_faults(tokenizer), *_reasoning_faults(tokenizer)]
 
 
-def label_faults(ids: Sequence[int], trained: Sequence[bool], eos_id: int | None) -> list[TemplateFault]:
-    """Is EOS the last trained token? A model whose labels have no EOS never learns to stop."""
-    if eos_id is None:
-        return [TemplateFault("no_eos", "the tokenizer has no EOS token: the model cannot learn to stop")]
-    last = max((position for position, on in enumerate(trained) if on), default=None)
-    if last is None:
-        return [TemplateFault("nothing_trained", "no token of the row is trained")]
-    if ids[last] != eos_id:
-        return [TemplateFault("eos_not_trained", f"the last trained token is {ids[last]}, not EOS ({eos_id})")]
-    return []
+def inner_end_fault(answer_ids: Sequence[int], eos_id: int) -> TemplateFault | None:
+    """An end-of-turn token before the last one: text after it is trained, but no sampling ever gets there."""
+    at = answer_ids.index(eos_id)
+    if at == len(answer_ids) - 1:
+        return None
+    return TemplateFault("end_of_turn_inside", f"token {at} of {len(answer_ids)} already is EOS ({eos_id})")
 
 
 def round_trip_fault(tokenizer: ChatTokenizer, text: str) -> TemplateFault | None:
@@ -112,16 +78,21 @@ def _special_token_faults(tokenizer: ChatTokenizer) -> Iterable[TemplateFault]:
         yield TemplateFault("no_eos", "the tokenizer has no EOS token: the model cannot learn to stop")
     elif tokenizer.pad_token_id == tokenizer.eos_token_id:
         yield TemplateFault("pad_is_eos", "pad is EOS: labels masked by id lose EOS; rlkd masks by position")
+    after = render(tokenizer, [_USER, _ANSWER], generate=False).rpartition(_ANSWER["content"])[2]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token not in after:
+        yield TemplateFault(
+            "eos_not_written", f"a finished turn ends {after[-30:]!r}, without EOS {tokenizer.eos_token}"
+        )
 
 
 def _generation_prompt_faults(tokenizer: ChatTokenizer) -> Iterable[TemplateFault]:
-    without = render_chat(tokenizer, [_USER], generation_prompt=False)
-    prompt = render_chat(tokenizer, [_USER], generation_prompt=True)
+    without = render(tokenizer, [_USER], generate=False)
+    prompt = render(tokenizer, [_USER], generate=True)
     if prompt == without:
         yield TemplateFault(
             "no_generation_prompt", "add_generation_prompt changes nothing: the model starts unprompted"
         )
-    full = render_chat(tokenizer, [_USER, _ANSWER], generation_prompt=False)
+    full = render(tokenizer, [_USER, _ANSWER], generate=False)
     if not full.startswith(prompt):
         yield TemplateFault(
             "prompt_not_prefix",
@@ -130,7 +101,7 @@ def _generation_prompt_faults(tokenizer: ChatTokenizer) -> Iterable[TemplateFaul
 
 
 def _double_bos_faults(tokenizer: ChatTokenizer) -> Iterable[TemplateFault]:
-    text = render_chat(tokenizer, [_USER], generation_prompt=True)
+    text = render(tokenizer, [_USER], generate=True)
     if bos_count(tokenizer.encode(text, add_special_tokens=True), tokenizer.bos_token_id) > 1:
         yield TemplateFault(
             "double_bos", "template and tokenizer both write BOS; encode rendered text with add_special_tokens=False"
@@ -140,8 +111,8 @@ def _double_bos_faults(tokenizer: ChatTokenizer) -> Iterable[TemplateFault]:
 def _history_faults(tokenizer: ChatTokenizer) -> Iterable[TemplateFault]:
     """The rendering of earlier turns must not change when turns are added."""
     thoughtful = {"role": "assistant", "content": f"<think>\nTwo and three.\n</think>\n\n{_ANSWER['content']}"}
-    first = render_chat(tokenizer, [_USER, thoughtful], generation_prompt=False)
-    longer = render_chat(tokenizer, [_USER, thoughtful, _NEXT], generation_prompt=False)
+    first = render(tokenizer, [_USER, thoughtful], generate=False)
+    longer = render(tokenizer, [_USER, thoughtful, _NEXT], generate=False)
     if not longer.startswith(first.rstrip()):
         yield TemplateFault("history_rewritten", "an earlier turn renders differently once a turn follows it")
 
@@ -149,5 +120,5 @@ def _history_faults(tokenizer: ChatTokenizer) -> Iterable[TemplateFault]:
 def _reasoning_faults(tokenizer: ChatTokenizer) -> Iterable[TemplateFault]:
     reasoning = "Two and three make five."
     turn = {"role": "assistant", "content": f"<think>\n{reasoning}\n</think>\n\n{_ANSWER['content']}"}
-    if reasoning not in render_chat(tokenizer, [_USER, turn], generation_prompt=False):
+    if reasoning not in render(tokenizer, [_USER, turn], generate=False):
         yield TemplateFault("reasoning_stripped", "the template removes <think>...</think>: reasoning is never trained")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlkd.data.prompt import PromptBuilder, fill, render
+from rlkd.data.chat import render
+from rlkd.data.prompt import PromptBuilder, fill
 from rlkd.errors import RecipeError, RolloutError
 from rlkd.recipe.privileged import FeedbackSpec
 from rlkd.records import Example, Prompt

@@ -154,6 +154,8 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
         yield f"eval.top_p: {recipe.eval.top_p} has no effect on greedy samples; write a temperature above 0"
     if recipe.eval.every and recipe.data.eval is None:
         yield f"eval.every: {recipe.eval.every}, but there is no data.eval"
+    if recipe.eval.every and all(isinstance(stage, SftStage) for stage in recipe.stages):
+        yield f"eval.every: {recipe.eval.every} has no effect without a stage of kind 'rl' or 'offline'; leave it out"
     if recipe.eval.early_stop is not None and not recipe.eval.every:
         yield "eval.early_stop: watches the evaluations within a stage, but there are none; write eval.every"
     if recipe.eval.early_stop is not None and not any(isinstance(stage, RlStage) for stage in recipe.stages):

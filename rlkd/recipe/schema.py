@@ -381,7 +381,9 @@ class EarlyStopSpec(Section):
 class EvalSpec(Section):
     """Held-out evaluation on the rollout workers."""
 
-    every: NonNegative = Field(default=0, description="RL steps between evaluations; 0: only between stages")
+    every: NonNegative = Field(
+        default=0, description="RL steps or offline updates between evaluations; 0: only between stages"
+    )
     samples: Positive = Field(default=1, description="completions a problem")
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="smallest share of the distribution")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from rlkd.trainer.collapse import CollapseDetector
 from rlkd.trainer.console import Bar
 from rlkd.trainer.context import Run
 from rlkd.trainer.learners import Learners
-from rlkd.trainer.pair_sources import Pair, PairFile, gather_pairs
+from rlkd.trainer.pair_file import Pair, PairFile
+from rlkd.trainer.pair_sources import gather_pairs
+from rlkd.trainer.publication import Publication, probe_of
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
 
 
@@ -79,6 +82,8 @@ class OfflineTrainer:
         """
         run, every = self.run, self.run.recipe.checkpoint.every
         checkpoints = Checkpoints(self.checkpoints, keep=run.recipe.checkpoint.keep)
+        if run.recipe.eval.every:
+            run.start_rollouts(self.source)  # a run that goes on may not have measured anything yet
         run.turn("sleep")
         self._start()
         latest = checkpoints.latest()
@@ -86,7 +91,7 @@ class OfflineTrainer:
         log = run.open_metrics(latest)
         with closing(log), run.console.bar(self.stage.name, self.total) as bar:
             for step in range(started, self.total):
-                log.write(self._step(step, bar))
+                log.write(self._step(step, bar) | self._evaluate(step + 1))
                 self._stop_if_collapsed()
                 if (step + 1) % every == 0 and step + 1 < self.total:
                     self._save(checkpoints, step + 1, log)
@@ -120,6 +125,23 @@ class OfflineTrainer:
         bar.update(step + 1, _headline(row))
         return row
 
+    def _evaluate(self, step: int) -> dict[str, Any]:
+        """Held-out figures after an update that has them; the last one's policy is measured by the run."""
+        run, every = self.run, self.run.recipe.eval.every
+        if not every or step % every != 0 or step == self.total:
+            return {}
+        assert run.rollouts is not None
+        run.turn("wake")
+        self.publication.publish(run.rollouts, step)
+        found = run.evaluate(run.rollouts, f"{self.stage.name}, update {step}")
+        run.turn("sleep")
+        return {"eval/pass@1": found["pass@1"] if found else None}
+
+    @cached_property
+    def publication(self) -> Publication:
+        """The way of the weights to the engines."""
+        return Publication(self.run, self.learners, probe_of(self.run, self.run.eval_prompts[0]))
+
     def _watch(self, row: dict[str, Any]) -> None:
         found = self.detector.update(row["step"], (row["right_logprob"], row["wrong_logprob"], row["grad_norm"]))
         if found is not None:
@@ -146,6 +168,7 @@ class OfflineTrainer:
             "updates": step,
             "metrics_position": log.position(),
             "tokens": self.run.tokens,
+            "abstained": self.run.abstained,
             "collapse": self.detector.state(),
             "ranks": self.learners.ranks,
         }
@@ -154,7 +177,7 @@ class OfflineTrainer:
     def _restore(self, latest: Checkpoint) -> int:
         manifest, run = latest.manifest, self.run
         self.learners.load(latest)
-        run.tokens = manifest["tokens"]
+        run.tokens, run.abstained = manifest["tokens"], manifest["abstained"]
         self.detector.restore(**manifest["collapse"])
         run.console.status(f"continuing {self.stage.name} after update {latest.step} from {latest.folder}")
         return latest.step

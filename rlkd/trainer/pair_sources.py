@@ -3,79 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from reward.verdict import Verdict
-from rlkd.checkpoint import write_json
-from rlkd.cluster import gather
+from rlkd.checkpoint import read_json, write_json
 from rlkd.data.cards import DataCard, data_folder, load_card
 from rlkd.data.curate.where import WhereFilter
 from rlkd.data.pairs import PairSettings, build_pairs, trace_rows
 from rlkd.data.rows import BadRow, Row, atomic_open, dump_row, read_rows
 from rlkd.errors import DataCardError, RecipeError, did_you_mean
 from rlkd.recipe import Recipe
-from rlkd.recipe.offline import CardPairs, FilePairs, SampledPairs
+from rlkd.recipe.offline import CardPairs, FilePairs
 from rlkd.recipe.offline_checks import offline_stages
 from rlkd.recipe.schema import OfflineStage
-from rlkd.records import Example, Prompt, RolloutGroup
+from rlkd.records import Example
 from rlkd.trainer.context import Run
-from rlkd.trainer.contract import check_teacher_tokenizer
-from rlkd.trainer.fleet import Published, Sampling, sample
-from rlkd.trainer.sampling import derive_seed
+from rlkd.trainer.pair_file import Pair, PairFile, PairReport
+from rlkd.trainer.sampled_pairs import sampled_pairs
 
-CHUNK = 256  # problems sampled and judged at once
 _NEEDED = ("question", "chosen", "rejected")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A right and a wrong trace of one problem, as tokens."""
-
-    id: str
-    question: str
-    prompt_ids: tuple[int, ...]
-    right_ids: tuple[int, ...]
-    wrong_ids: tuple[int, ...]
-
-
-class PairFile(Sequence[Pair]):
-    """The pairs of a finished file, read where they lie: 53,000 pairs of long traces need not fit into memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offsets: list[int] = []
-        with path.open("rb") as stream:
-            position = 0
-            for line in stream:
-                self.offsets.append(position)
-                position += len(line)
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        with self.path.open("rb") as stream:
-            stream.seek(self.offsets[index])
-            row = json.loads(stream.readline())
-        ids = {name: tuple(row[name]) for name in ("prompt_ids", "right_ids", "wrong_ids")}
-        return Pair(row["id"], row["question"], **ids)
-
-
-@dataclass
-class PairReport:
-    """What became of the traces and pairs."""
-
-    kept: int = 0
-    excluded: Counter[str] = field(default_factory=Counter)
-    traces: Counter[str] = field(default_factory=Counter)
 
 
 # ---------------------------------------------------------------- before anything starts
@@ -130,23 +78,36 @@ def gather_pairs(run: Run, stage: OfflineStage, place: Path, *, models: dict[str
 
     Raises: RecipeError when none is left, with the count of every reason.
     """
-    target = place / "pairs.jsonl"
-    if not target.is_file() or not target.stat().st_size:  # an empty one: killed before it could be removed
-        report = PairReport()
-        found = _pairs(run, stage, place, report, models, root)
-        with atomic_open(target) as stream:
-            for pair in _usable(found, stage, {prompt.example.question for prompt in run.eval_prompts}, report):
-                stream.write(dump_row(dataclasses.asdict(pair)))
-                report.kept += 1
-        _tell(run, stage, report)
-        if not report.kept:
-            target.unlink()
-            raise RecipeError(f"stages.{stage.name}.pairs: no pair is left; left out: {dict(report.excluded)}")
-        counts = {"kept": report.kept, "excluded": dict(report.excluded), "traces": dict(report.traces)}
-        write_json(place / "pairs.json", counts)
+    target, counts = place / "pairs.jsonl", place / "pairs.json"
+    if target.is_file():
+        found = PairReport(**read_json(counts))
+        run.abstained += found.abstained
+    else:
+        found = _gather(run, stage, place, models, root)
+    run.tokens["generated"] += found.generated
     pairs = PairFile(target)
     run.console.status(f"{stage.name}: {len(pairs):,} pairs of a right and a wrong trace")
     return pairs
+
+
+def _gather(run: Run, stage: OfflineStage, place: Path, models: dict[str, Path], root: Path) -> PairReport:
+    report, parts = PairReport(), place / "sampled"
+    if isinstance(stage.pairs, FilePairs):
+        found = _text_pairs(run, _file(stage.pairs, root, f"stages.{stage.name}.pairs"), report)
+    elif isinstance(stage.pairs, CardPairs):
+        found = _card_pairs(run, stage, stage.pairs, place / "judged", report, root)
+    else:
+        found = sampled_pairs(run, stage, stage.pairs, parts, report, models)
+    with atomic_open(place / "pairs.jsonl") as stream:
+        for pair in _usable(found, stage, {prompt.example.question for prompt in run.eval_prompts}, report):
+            stream.write(dump_row(dataclasses.asdict(pair)))
+            report.kept += 1
+        _tell(run, stage, report)
+        if not report.kept:
+            raise RecipeError(f"stages.{stage.name}.pairs: no pair is left; left out: {dict(report.excluded)}")
+        write_json(place / "pairs.json", vars(report))  # first: where there are pairs, there are counts
+    shutil.rmtree(parts, ignore_errors=True)
+    return report
 
 
 def _tell(run: Run, stage: OfflineStage, report: PairReport) -> None:
@@ -155,17 +116,6 @@ def _tell(run: Run, stage: OfflineStage, report: PairReport) -> None:
         run.console.status(f"{stage.name}: traces: {counts}")
     for reason, count in report.excluded.items():
         run.console.note(f"stages.{stage.name}.pairs: {count} left out: {reason}")
-
-
-def _pairs(
-    run: Run, stage: OfflineStage, place: Path, report: PairReport, models: dict[str, Path], root: Path
-) -> Iterator[Pair]:
-    spec = stage.pairs
-    if isinstance(spec, FilePairs):
-        return _text_pairs(run, _file(spec, root, f"stages.{stage.name}.pairs"), report)
-    if isinstance(spec, CardPairs):
-        return _card_pairs(run, stage, spec, place / "judged", report, root)
-    return _sampled_pairs(run, stage, spec, report, models)
 
 
 def _usable(pairs: Iterable[Pair], stage: OfflineStage, held_out: set[str], report: PairReport) -> Iterator[Pair]:
@@ -243,61 +193,3 @@ def _card_pairs(
 
 def _counter(tokenizer: Any) -> Callable[[str], int]:
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-# ---------------------------------------------------------------- samples
-
-
-def _sampled_pairs(
-    run: Run, stage: OfflineStage, spec: SampledPairs, report: PairReport, models: dict[str, Path]
-) -> Iterator[Pair]:
-    """Traces of ``data.train`` from one of the recipe's models; tokens go to the learner as they were sampled."""
-    folder = models[spec.model]
-    prompts = run.train_prompts[: spec.problems]
-    source = run
-    if spec.model == "teacher":
-        check_teacher_tokenizer(models["policy"], folder)
-        run.turn("sleep")
-        source = dataclasses.replace(run, rollouts=None)  # an engine of its own, for as long as it samples
-    source.start_rollouts(folder, kind="TraceWorker" if spec.model == "teacher" else "RolloutWorker")
-    assert source.rollouts is not None
-    gather(source.rollouts.publish(Published(str(folder), version=0), None), source.rollouts.deadline_s)
-    waiting = iter(prompts)
-    with run.console.bar(f"{stage.name}: traces", len(prompts)) as bar:
-        done = 0
-        while part := list(islice(waiting, CHUNK)):
-            groups = _sampled(source, stage, spec, part)
-            verdicts = iter(run.verify(groups))
-            for group in groups:
-                yield from _group_pairs(run, group, list(islice(verdicts, len(group.rollouts))), spec, report)
-            done += len(part)
-            bar.update(done, f"{report.traces['right']:,} right, {report.traces['wrong']:,} wrong")
-    if source is not run:
-        source.rollouts.stop()
-        run.turn("wake")
-
-
-def _sampled(source: Run, stage: OfflineStage, spec: SampledPairs, part: list[Prompt]) -> list[RolloutGroup]:
-    seeds = [derive_seed(source.recipe.seed, stage.name, "pairs", prompt.example.id) for prompt in part]
-    sampling = Sampling(spec.samples, spec.temperature, stage.max_response_tokens)
-    assert source.rollouts is not None
-    return sample(source.rollouts, part, seeds, sampling, source.tokenizer).groups()
-
-
-def _group_pairs(
-    run: Run, group: RolloutGroup, verdicts: list[Verdict], spec: SampledPairs, report: PairReport
-) -> Iterator[Pair]:
-    """Different right traces against different wrong ones. One that was cut off is neither: it never ended."""
-    kinds: dict[str, dict[tuple[int, ...], None]] = {"right": {}, "wrong": {}, "neither": {}, "cut off": {}}
-    for rollout, verdict in zip(group.rollouts, verdicts, strict=True):
-        kind = "neither" if verdict.score is None else "right" if verdict.score >= 1.0 else "wrong"
-        kind = "cut off" if rollout.truncated else kind
-        report.traces[kind] += 1
-        kinds[kind].setdefault(rollout.completion_ids)
-        run.tokens["generated"] += len(rollout.completion_ids)
-    found = list(zip(kinds["right"], kinds["wrong"], strict=False))[: spec.pairs_per_problem]
-    if not found:
-        report.excluded["problem without a right and a wrong trace"] += 1
-    for number, (right, wrong) in enumerate(found):
-        example = group.prompt.example
-        yield Pair(f"{example.id}-{number}", example.question, group.prompt.token_ids, right, wrong)

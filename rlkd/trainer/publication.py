@@ -7,13 +7,20 @@ from typing import Any
 
 from rlkd.cluster import gather
 from rlkd.learner.weights import Route
-from rlkd.records import TrainRow
+from rlkd.records import Prompt, TrainRow
 from rlkd.trainer.context import Run
 from rlkd.trainer.contract import Bounds, compare
 from rlkd.trainer.fleet import Fleet, Published
 from rlkd.trainer.learners import Learners
 
 Probe = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def probe_of(run: Run, prompt: Prompt) -> Probe:
+    """A fixed prompt and completion, scored after every publication."""
+    has_solution = prompt.example.solution is not None
+    completion = run.builder.completion_ids(prompt.example, prompt) if has_solution else prompt.token_ids
+    return prompt.token_ids, tuple(completion[: min(32, run.recipe.rollout.max_new_tokens)])
 
 
 @dataclass

@@ -30,7 +30,7 @@ from rlkd.trainer.fleet import Fleet, Sampled, Sampling, Sequences, sample, scor
 from rlkd.trainer.learners import Learners
 from rlkd.trainer.plan import StepPlan
 from rlkd.trainer.plans import build_plan
-from rlkd.trainer.publication import Probe, Publication
+from rlkd.trainer.publication import Publication, probe_of
 from rlkd.trainer.rollout_log import RolloutLog
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
 from rlkd.trainer.teachers import TeacherPanel
@@ -271,14 +271,7 @@ class RlTrainer:
     @cached_property
     def publication(self) -> Publication:
         """The way of the weights to the engines."""
-        return Publication(self.run, self.learners, self._probe())
-
-    def _probe(self) -> Probe:
-        """A fixed prompt and completion, scored after every publication."""
-        prompt = self.run.train_prompts[0]
-        has_solution = prompt.example.solution is not None
-        completion = self.run.builder.completion_ids(prompt.example, prompt) if has_solution else prompt.token_ids
-        return prompt.token_ids, tuple(completion[: min(32, self.run.recipe.rollout.max_new_tokens)])
+        return Publication(self.run, self.learners, probe_of(self.run, self.run.train_prompts[0]))
 
     def _check_gap(self, figures: dict[str, float], step: int) -> None:
         mean, peak = (figures.get(f"rollout_policy_logprob_gap/{name}", 0.0) for name in ("mean", "max"))

@@ -118,6 +118,29 @@ def test_template_and_lengths_with_a_real_tokenizer(real: list[Row], tmp_path: P
     assert "round_trip" not in report.by_kind() and report.notes
 
 
+def test_traces_are_encoded_as_training_does() -> None:
+    """An inner end of turn, a trace that the template cannot continue and one too long: each is named with its row."""
+    from test_template import PREFILLED, make
+
+    card, models = load_card("gsm8k-model-solutions"), ("6b_finetuning", "6b_verification")
+    card = card.model_copy(update={"reading": card.reading.model_copy(update={"traces": card.reading.traces[:2]})})
+    said = [("<think>\n2", "<think>\n2<|end|>3"), ("2", "<think>\n3"), ("<think>\n2", "<think>\n" + "3" * 400)]
+    rows = [
+        {
+            "question": f"Which is number {number}?",
+            "ground_truth": "so\nA: 1",
+            **{name: {"is_correct": False, "solution": text} for name, text in zip(models, texts, strict=True)},
+        }
+        for number, texts in enumerate(said, start=1)
+    ]
+    report = check_card(card, rows=enumerate(rows, start=1), against=[], tokenizer=make(PREFILLED), max_tokens=400)
+    found = {kind: [fault.row for fault in faults] for kind, faults in report.by_kind().items()}
+    assert found["end_of_turn_inside"] == [1]
+    assert found["not trainable with this template"] == [2]
+    assert found["too long"] == [3]
+    assert report.lengths["trace tokens"]["min"] == 2 and report.lengths["trace tokens"]["max"] == 401
+
+
 def test_guess_rate_is_the_share_of_golds_a_guess_can_hit() -> None:
     assert guess_rate({"truth": 18, "number": 80, "letter": 2}) == pytest.approx(0.2)
     assert guess_rate({}) == 0.0

@@ -9,14 +9,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rlkd.data.template import (
-    bos_count,
-    encode_pair,
-    label_faults,
-    render_chat,
-    round_trip_fault,
-    template_faults,
-)
+from rlkd.data.chat import encode_answer, render
+from rlkd.data.template import bos_count, inner_end_fault, round_trip_fault, template_faults
+from rlkd.errors import RecipeError
 
 SOUND = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -71,6 +66,7 @@ FAULTY = {
     "history_rewritten": lambda: make(QWEN3_LIKE),
     "reasoning_stripped": lambda: make(R1_LIKE),
     "prompt_not_prefix": lambda: make(PREFILLED),
+    "eos_not_written": lambda: make(eos_token="<|stop|>"),  # as Llama 3's base tokenizer with the chat template
 }
 
 
@@ -79,30 +75,36 @@ def test_planted_fault_is_named(kind: str) -> None:
     assert kind in kinds(FAULTY[kind]())
 
 
-def test_the_trained_part_is_set_by_position_and_ends_in_eos() -> None:
-    for tokenizer in (make(), make(pad_token="<|end|>")):  # pad = EOS must not change it
-        pair = encode_pair(tokenizer, PROMPT, "It is 5.")
-        before = tokenizer.encode(render_chat(tokenizer, PROMPT, generation_prompt=True), add_special_tokens=False)
+def answer_ids(tokenizer: Any, answer: str) -> tuple[int, ...]:
+    return encode_answer(tokenizer, PROMPT, answer, prompt=render(tokenizer, PROMPT, generate=True))
+
+
+def test_what_is_trained_is_the_turn_and_its_end() -> None:
+    after = SOUND.replace("<|end|>", "<|end|>\n")  # what follows EOS is the next turn's
+    for tokenizer in (make(), make(pad_token="<|end|>"), make(after)):  # pad = EOS must not change it
         turn = tokenizer.encode("It is 5.", add_special_tokens=False)
-        assert list(pair.ids) == [*before, *turn, tokenizer.eos_token_id]
-        assert list(pair.response_mask) == [False] * len(before) + [True] * (len(turn) + 1)
-        assert label_faults(pair.ids, pair.response_mask, tokenizer.eos_token_id) == []
-        assert bos_count(pair.ids, tokenizer.bos_token_id) == 1
+        assert list(answer_ids(tokenizer, "It is 5.")) == [*turn, tokenizer.eos_token_id]
 
 
-def test_masking_pad_by_id_is_caught() -> None:
-    """What trainers did that masked labels where id == pad, with pad = EOS: EOS was never trained."""
-    tokenizer = make(pad_token="<|end|>")
-    pair = encode_pair(tokenizer, PROMPT, "It is 5.")
-    by_id = [on and token != tokenizer.pad_token_id for token, on in zip(pair.ids, pair.response_mask, strict=True)]
-    assert [fault.kind for fault in label_faults(pair.ids, by_id, tokenizer.eos_token_id)] == ["eos_not_trained"]
-    assert [f.kind for f in label_faults(pair.ids, [False] * len(pair.ids), 1)] == ["nothing_trained"]
-    assert [f.kind for f in label_faults(pair.ids, pair.response_mask, None)] == ["no_eos"]
+def test_an_end_of_turn_inside_an_answer_is_a_fault() -> None:
+    tokenizer = make()
+    whole, broken = answer_ids(tokenizer, "It is 5."), answer_ids(tokenizer, "It<|end|> is 5.")
+    assert inner_end_fault(whole, tokenizer.eos_token_id) is None
+    fault = inner_end_fault(broken, tokenizer.eos_token_id)
+    assert fault is not None and fault.detail == f"token 2 of 10 already is EOS ({tokenizer.eos_token_id})"
+
+
+def test_a_prefilled_template_trains_only_answers_that_begin_so() -> None:
+    tokenizer = make(PREFILLED)
+    found = tokenizer.decode(answer_ids(tokenizer, "<think>\nTwo.</think>5"))
+    assert found == "Two.</think>5<|end|>"
+    with pytest.raises(RecipeError, match="does not start with its generation prompt"):
+        answer_ids(tokenizer, "5")
 
 
 def test_a_double_bos_is_counted() -> None:
     tokenizer = make(adds_bos=True)
-    text = render_chat(tokenizer, PROMPT, generation_prompt=True)
+    text = render(tokenizer, PROMPT, generate=True)
     assert bos_count(tokenizer.encode(text, add_special_tokens=True), tokenizer.bos_token_id) == 2
     assert bos_count(tokenizer.encode(text, add_special_tokens=False), tokenizer.bos_token_id) == 1
 
@@ -122,5 +124,4 @@ def test_smollm2_has_a_sound_template(smollm2: Path) -> None:
 
     tokenizer = named_tokenizer(str(smollm2), smollm2)
     assert kinds(tokenizer) == {"pad_is_eos"}
-    pair = encode_pair(tokenizer, PROMPT, "It is 5.")
-    assert label_faults(pair.ids, pair.response_mask, tokenizer.eos_token_id) == []
+    assert tokenizer.decode(answer_ids(tokenizer, "It is 5.")) == "It is 5.<|im_end|>"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from rlkd.cluster import Cluster, Worker
 from rlkd.errors import ClusterError, RolloutError
@@ -76,7 +77,7 @@ def test_a_seed_means_the_same_tokens_in_any_company(worker: Worker) -> None:
 
 def test_top_p_samples_within_its_share(worker: Worker, folders: dict[str, Path]) -> None:
     """Every first token is in the smallest set whose share reaches top_p; a free one is not always."""
-    model = load_causal_lm(folders["policy"], dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folders["policy"], dtype=torch.float32).eval()
     with torch.no_grad():
         shares = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].softmax(-1).sort(descending=True)
     nucleus = set(shares.indices[: int((shares.values.cumsum(0) < 0.2).sum()) + 1].tolist())

@@ -30,5 +30,7 @@ def run(recipe: Recipe) -> SimpleNamespace:
         builder=PromptBuilder(tokenizer, recipe.data),
         console=SimpleNamespace(status=said.append, note=said.append),
         eval_prompts=[],
+        tokens={"generated": 0},
+        abstained=0,
         said=said,
     )

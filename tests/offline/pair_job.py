@@ -27,7 +27,7 @@ from rlkd.recipe.schema import OfflineStage
 from rlkd.records import TrainRow
 from rlkd.trainer.assemble import share_update
 from rlkd.trainer.offline import pair_rows
-from rlkd.trainer.pair_sources import Pair
+from rlkd.trainer.pair_file import Pair
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "redi": {"kind": "redi", "rejected_weight": 0.8},

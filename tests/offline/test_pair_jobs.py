@@ -11,18 +11,22 @@ from typing import Any
 
 import pytest
 
+from rlkd.checkpoint import read_json
 from rlkd.report.page import write_report
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "data.train.size=512",
-    "data.eval=null",
+    "data.eval.size=16",
+    "eval.every=1",
+    "eval.samples=1",
+    "eval.temperature=0.0",
     "stages.sft.steps=4",
     "stages.sft.optim={lr: 1.0e-3}",
     "stages.sft-teacher.steps=90",  # until some of its sums are right
     "stages.redi.pairs.problems=64",
     "stages.redi.epochs=null",
-    "stages.redi.steps=3",
+    "stages.redi.steps=4",
     "stages.redi.batch_size=4",
     "stages.redi.optim.warmup_steps=1",
     "checkpoint.every=2",
@@ -46,7 +50,9 @@ def test_redi_runs_to_a_model_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     out = tmp_path / "run"
     _run(out)
     rows, stage = _lines(out / "metrics.jsonl"), out / "stages" / "2-redi"
-    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert ["eval/pass@1" in row for row in rows] == [True, True, True, False]  # the last is the stage's own figure
+    assert read_json(stage / "done.json")["eval"]["n"] == 16
     for row in rows:
         assert row["margin"] == pytest.approx(row["right_logprob"] - row["wrong_logprob"], abs=1e-12)
         assert row["loss"] == pytest.approx(-row["right_logprob"] + 0.8 * row["wrong_logprob"], abs=1e-5)
@@ -57,7 +63,8 @@ def test_redi_runs_to_a_model_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert (out / "policy" / "config.json").is_file()
     assert "RL steps" in write_report(out).read_text(encoding="utf-8")
 
-    # as a kill after the last checkpoint leaves it: the third update is to be done again, and nothing else
+    # as a kill after the last checkpoint leaves it: updates 3 and 4 are to be done again, and nothing else
+    cost = read_json(out / "summary.json")["tokens"]
     for gone in (out / "summary.json", stage / "done.json"):
         gone.unlink()
     for folder in (out / "policy", stage / "policy"):
@@ -69,3 +76,4 @@ def test_redi_runs_to_a_model_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     timed = ("step_s", "tokens_per_s", "learner_memory_gib/max")
     plain = [[{key: row[key] for key in row if key not in timed} for row in each] for each in (rows, again)]
     assert plain[0] == plain[1]
+    assert read_json(out / "summary.json")["tokens"] == cost  # nothing is counted twice or lost

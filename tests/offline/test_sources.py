@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,10 @@ from rlkd.recipe import Recipe
 from rlkd.recipe.offline import CardPairs, FilePairs, PairSource, SampledPairs
 from rlkd.recipe.schema import CardData, OfflineStage, PretrainedModel
 from rlkd.records import Example, Prompt, Rollout, RolloutGroup
+from rlkd.trainer import sampled_pairs
 from rlkd.trainer.offline import check_size, count_updates, pair_rows
-from rlkd.trainer.pair_sources import PairFile, PairReport, _group_pairs, check_sources, gather_pairs
+from rlkd.trainer.pair_file import PairFile, PairReport
+from rlkd.trainer.pair_sources import check_sources, gather_pairs
 from rlkd.trainer.sampling import prompts_of_step
 
 ROWS: list[dict[str, Any]] = [
@@ -120,15 +123,70 @@ def test_samples_pair_different_right_and_wrong_traces() -> None:
         (rollout((5,)), rollout((5,)), rollout((6,)), rollout((7,)), rollout((8,), cut=True), rollout((9,))),
     )
     verdicts = [Verdict.graded(score) for score in (1.0, 1.0, 0.0, 0.0, 0.0)] + [Verdict.abstain("timeout")]
-    run, report = SimpleNamespace(tokens={"generated": 0}), PairReport()
-    spec = SampledPairs(samples=6, pairs_per_problem=2)
-    found = list(_group_pairs(run, group, verdicts, spec, report))  # type: ignore[arg-type]
+    report, spec = PairReport(), SampledPairs(samples=6, pairs_per_problem=2)
+    found = list(sampled_pairs._group_pairs(group, verdicts, spec, report))
     assert [(pair.prompt_ids, pair.right_ids, pair.wrong_ids) for pair in found] == [((1, 2), (5,), (6,))]
     assert report.traces == {"right": 2, "wrong": 2, "cut off": 1, "neither": 1}
-    assert run.tokens["generated"] == 6
+    assert (report.generated, report.abstained) == (6, 1)
     only = [Verdict.graded(1.0)] * 6
-    assert list(_group_pairs(run, group, only, spec, report)) == []  # type: ignore[arg-type]
+    assert list(sampled_pairs._group_pairs(group, only, spec, report)) == []
     assert report.excluded == {"problem without a right and a wrong trace": 1}
+
+
+def test_sampling_goes_on_at_the_part_where_it_was_killed(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Seven problems in parts of two: killed in the third part, the third and fourth alone are sampled again."""
+    monkeypatch.setattr(sampled_pairs, "CHUNK", 2)
+    asked: list[str] = []
+    killed_at: list[str] = []
+
+    def sample(_: Any, prompts: list[Prompt], seeds: list[int], *__: Any) -> Any:
+        asked.extend(prompt.example.id for prompt in prompts)
+        if killed_at and killed_at[0] in asked:
+            raise KeyboardInterrupt
+        groups = [
+            RolloutGroup(prompt, (rollout((5, seed)), rollout((6, seed)), rollout((7, seed))))
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        return SimpleNamespace(groups=lambda: groups)
+
+    def verify(groups: list[RolloutGroup]) -> list[Verdict]:
+        run.abstained += len(groups)
+        return [Verdict.graded(1.0), Verdict.graded(0.0), Verdict.abstain("timeout")] * len(groups)
+
+    class Bar:
+        def update(self, done: int, _: str) -> None:
+            run.said.append(done)
+
+    monkeypatch.setattr(sampled_pairs, "sample", sample)
+    monkeypatch.setattr(sampled_pairs, "_engines", lambda run, *_: run)
+    run.verify, run.rollouts, run.console.bar = verify, object(), lambda *_: nullcontext(Bar())
+    run.train_prompts = [Prompt(Example(f"p{at}", f"{at}?", "1"), "", (1, at)) for at in range(7)]
+    stage = stage_of(SampledPairs(samples=4))
+
+    def gathered(place: Path) -> tuple[list[Any], Any, dict[str, int], int]:
+        run.tokens, run.abstained = {"generated": 0}, 0
+        pairs = list(gather_pairs(run, stage, place, models={}, root=tmp_path))
+        return pairs, json.loads((place / "pairs.json").read_text()), run.tokens, run.abstained
+
+    whole = gathered(tmp_path / "whole")
+    assert whole[1:] == (
+        {"kept": 7, "excluded": {}, "traces": {"right": 7, "wrong": 7, "neither": 7}, "generated": 42, "abstained": 7},
+        {"generated": 42},
+        7,
+    )
+    killed_at.append("p5")
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        gathered(tmp_path / "killed")
+    assert asked == ["p0", "p1", "p2", "p3", "p4", "p5"]
+    killed_at.clear()
+    asked.clear()
+    assert gathered(tmp_path / "killed") == whole
+    assert asked == ["p4", "p5", "p6"]
+    asked.clear()
+    assert gathered(tmp_path / "killed") == whole  # killed in training: the file is there, and what it cost
+    assert asked == []
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["pairs.json", "pairs.jsonl"]
 
 
 def test_rows_of_a_pair_share_group_and_prompt(run: Any, tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from rlkd.data.rows import write_rows
 from rlkd.errors import CollapseError
 from rlkd.recipe.offline import FilePairs
 from rlkd.recipe.schema import OfflineStage
+from rlkd.records import Example, Prompt
 from rlkd.report.page import write_report
 from rlkd.trainer import learners
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
 from rlkd.trainer.learners import Learners
 from rlkd.trainer.offline import OfflineTrainer
-from rlkd.trainer.pair_sources import PairFile
+from rlkd.trainer.pair_file import PairFile
+from rlkd.trainer.publication import Publication
 
 FIGURES = collapsing(random.Random(0))
 
@@ -110,3 +112,31 @@ def test_right_traces_alone_cost_no_pass_over_wrong_ones(trainer: OfflineTrainer
     assert {update.denominators.policy for update in learner.updates} == {2.0}  # pairs, not rows
     assert trainer.run.tokens["trained"] == len(FIGURES) * 2 * 1
     assert not any({"wrong_logprob", "margin", "event"} & row.keys() for row in lines(trainer))
+
+
+@pytest.mark.parametrize("trainer", [{"collapse": {"action": "off"}}], indirect=True)
+def test_held_out_accuracy_between_updates(trainer: OfflineTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third update: the engines get the device and the new weights, measure, and hand the device back."""
+    run, done = trainer.run, list[Any]()
+    run.recipe = run.recipe.model_copy(update={"eval": run.recipe.eval.model_copy(update={"every": 3})})
+    run.eval_prompts = [Prompt(Example("e", "1 + 1?", "2"), "", (1, 2))]
+    trainer.total = 9
+
+    def start(run: Any, _: Path) -> None:
+        done.append("start")
+        run.rollouts = "fleet"
+
+    def evaluate(_: Run, fleet: Any, label: str) -> dict[str, Any]:
+        done.append((fleet, label))
+        return {"pass@1": len(done)}
+
+    monkeypatch.setattr(Run, "start_rollouts", start)
+    monkeypatch.setattr(Run, "turn", lambda _, method: done.append(method))
+    monkeypatch.setattr(Run, "evaluate", evaluate)
+    monkeypatch.setattr(Publication, "publish", lambda _, fleet, version: done.append((fleet, version)))
+    trainer.train(trainer.source / "policy")
+    measured = {row["step"]: row["eval/pass@1"] for row in lines(trainer) if "eval/pass@1" in row}
+    first = ["wake", ("fleet", 3), ("fleet", "redi, update 3"), "sleep"]
+    second = ["wake", ("fleet", 6), ("fleet", "redi, update 6"), "sleep"]
+    assert done == ["start", "sleep", *first, *second, "wake"]  # the ninth is the last: the run measures its policy
+    assert measured == {3: 5, 6: 9}

@@ -61,6 +61,7 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
         (["rollout.top_k=20"], "rollout.top_p/top_k: 1.0/20"),
         (["rollout.top_p=0.9", "stages=[]"], "rollout.top_p/top_k: 0.9/0 has no effect without an RL stage"),
         (["eval.top_p=0.9", "eval.temperature=0"], "eval.top_p: 0.9 has no effect on greedy samples"),
+        (["eval.every=2", "stages=[{kind: sft, steps: 3}]"], "eval.every: 2 has no effect without a stage of kind"),
         (["rollout.max_prompt_tokens=900"], "exceeds policy.context_length"),
         (["teacher=null"], "objective.kind: 'kdrl' needs a teacher"),
         (["teacher.model.tokenizer={kind: char}"], "differs from policy.tokenizer"),
