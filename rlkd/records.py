@@ -97,10 +97,15 @@ class TopK:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Pieces of text that policy and another tokenizer's teacher both end: policy token ranges, teacher log-probs."""
+    """Pieces of text that policy and another tokenizer's teacher both end: policy token ranges, teacher log-probs.
+
+    ``teacher_boundary``: log-mass that the teacher puts on the piece being over; empty without debiasing. Where a
+    completion ends there is nothing to be over: 0.
+    """
 
     ranges: tuple[tuple[int, int], ...]
     teacher_logprobs: tuple[float, ...]
+    teacher_boundary: tuple[float, ...] = ()
 
 
 # Which term of the objective a row belongs to:

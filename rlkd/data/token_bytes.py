@@ -30,3 +30,17 @@ def byte_length(tokenizer: Any, *, where: str) -> ByteLength:
         return len(text) if kind == "ByteLevel" else len(text.encode("utf-8"))  # byte-level: one symbol a byte
 
     return of
+
+
+_SPACES = " \n\t\r"
+_BYTE_LEVEL_SPACES = "\u0120\u010a\u0109\u010d"  # how byte-level vocabularies write them
+
+
+def starts_pretoken(tokenizer: Any) -> list[bool]:
+    """By token id: whether a token begins with white space or ends the text, so that what stands before it is whole."""
+    byte_level = type(tokenizer.backend_tokenizer.decoder).__name__ == "ByteLevel"
+    marks = tuple(_BYTE_LEVEL_SPACES if byte_level else _SPACES)
+    found = [False] * (max(tokenizer.get_vocab().values()) + 1)
+    for text, token in tokenizer.get_vocab().items():
+        found[token] = text.startswith(marks) or token == tokenizer.eos_token_id
+    return found

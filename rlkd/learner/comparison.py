@@ -13,12 +13,14 @@ from rlkd.divergences import (
     DivergenceOutput,
     Kind,
     Support,
+    boundary_logmass,
     chunked_bucketed,
     chunked_divergence,
     complete,
     divergence,
 )
 from rlkd.errors import NumericsError
+from rlkd.tensors import chunked_rows
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,15 @@ class TopKComparison:
     positions: Tensor
 
 
-Comparison = HiddenComparison | TopKComparison
+@dataclass(frozen=True)
+class BoundaryMass:
+    """Not with a teacher: the policy's own log-mass, at M of the N positions, on tokens that begin a new pre-token."""
+
+    starts_pretoken: Tensor  # [V]
+    positions: Tensor
+
+
+Comparison = HiddenComparison | TopKComparison | BoundaryMass
 
 
 def compare(
@@ -80,6 +90,9 @@ def compare(
         chosen = hidden.index_select(0, comparison.positions)
         if isinstance(comparison, HiddenComparison):
             found = _by_heads(comparison, chosen, head, temperature)
+        elif isinstance(comparison, BoundaryMass):
+            mass = boundary_mass(comparison.starts_pretoken, hidden=chosen, head=head, temperature=temperature)
+            found = DivergenceOutput(mass, torch.zeros_like(mass))
         else:
             found = _by_buckets(comparison, chosen, head, temperature)
         values = values.index_add(0, comparison.positions, found.per_token.to(precise))
@@ -129,3 +142,25 @@ def _by_buckets(comparison: TopKComparison, hidden: Tensor, head: Head, temperat
         policy_logits=policy,
         teacher_logits=complete(comparison.logprobs, valid),
     )
+
+
+def boundary_mass(starts_pretoken: Tensor, *, hidden: Tensor, head: Head, temperature: float) -> Tensor:
+    """[N] ``boundary_logmass`` of a head's distributions; entries that pad it beyond its tokenizer start nothing.
+
+    Rounding may lift the log of nearly all mass above 0, which ``alm`` refuses: it is cut there.
+
+    Raises: NumericsError when the tokenizer has more tokens than the head.
+    """
+    assert head.weight is not None
+    padding = head.weight.shape[0] - len(starts_pretoken)
+    if padding < 0:
+        raise NumericsError(f"a tokenizer of {len(starts_pretoken)} tokens, but a head of {head.weight.shape[0]} rows")
+    starts = torch.nn.functional.pad(starts_pretoken, (0, padding))
+    mass = chunked_rows(
+        lambda logits: boundary_logmass(logits, starts),
+        hidden=hidden,
+        head_weight=head.weight,
+        head_bias=head.bias,
+        temperature=temperature,
+    )
+    return mass.clamp(max=0.0)

@@ -56,6 +56,14 @@ class DeepSpeedEngine:
     def device(self) -> torch.device:
         return torch.device(self.engine.device)
 
+    def most(self, count: int) -> int:
+        """The largest ``count`` of any rank, where a forward pass needs all of them (ZeRO-3); else this rank's own."""
+        if self.zero_stage < 3 or self.world_size == 1:
+            return count
+        found = torch.tensor(count, device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return int(found)
+
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate one micro-batch; ``last`` marks the update's final one."""
         self.engine.set_gradient_accumulation_boundary(last)

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
+from rlkd.data.token_bytes import starts_pretoken
 from rlkd.divergences import Kind
 from rlkd.errors import NumericsError, RolloutError
 from rlkd.learner.deepspeed_engine import DeepSpeedEngine
 from rlkd.learner.loss import Denominators, Signals, build_loss
-from rlkd.learner.packing import MicroBatch, pack, plan_micro_batches, score_rows
+from rlkd.learner.packing import MicroBatch, blank, pack, plan_micro_batches, score_rows
 from rlkd.learner.policy import PackedPolicy, load_causal_lm
 from rlkd.learner.privileged_loss import ContextSignals, contexts
 from rlkd.learner.schedule import learning_rate
 from rlkd.learner.teaching import SelfTeaching, Teaching, needs_copy, read_heads, self_teacher_of
 from rlkd.learner.weights import Route, Sent, checksum, merged, published
+from rlkd.models import load_tokenizer
 from rlkd.recipe import Recipe
 from rlkd.records import Chunks, Term, TrainRow
 
@@ -232,6 +234,7 @@ class Learner:
 
     def _padding(self) -> Tensor:
         """The passes of a micro-batch that only other ranks have, in their order."""
+        self.teaching.join()
         loss = self._padding_loss()
         if self._needs_reference():
             with torch.no_grad():
@@ -240,9 +243,8 @@ class Learner:
 
     def _padding_loss(self, *, reference: bool = False) -> Tensor:
         """A pass that contributes nothing, so that every rank joins every collective."""
-        row = TrainRow(group=0, prompt_ids=(0,), completion_ids=(0,), rollout_logprobs=(0.0,), advantage=0.0)
-        batch = pack([[row]], device=self.engine.device)
-        return torch.as_tensor(self._forward(batch, reference=reference).logprobs.sum() * 0.0)
+        output = self._forward(blank(self.engine.device), reference=reference)
+        return torch.as_tensor(output.logprobs.sum() * 0.0)
 
     def _padded(self, update: Update) -> list[MicroBatch | None]:
         """The update's micro-batches, and a None for each pass that only other ranks have work for."""
@@ -311,6 +313,9 @@ class Learner:
 
     def _teaching(self, folder: Path, dtype: torch.dtype) -> Teaching:
         recipe, spec = self.recipe, self_teacher_of(self.recipe)
+        if getattr(recipe.objective, "debias", None) is not None:
+            starts = torch.tensor(starts_pretoken(load_tokenizer(folder)), device=self.engine.device)
+            return Teaching(recipe, None, {}, starts)
         if spec is None:
             return Teaching(recipe, None, {})
         copy = None
@@ -318,7 +323,9 @@ class Learner:
             model = load_causal_lm(folder, dtype=dtype).to(self.engine.device).eval().requires_grad_(False)
             copy = PackedPolicy(model, temperature=recipe.rollout.temperature)
         budget = recipe.learner.tokens_per_micro_batch
-        return Teaching(recipe, SelfTeaching(lambda: self.policy.module, spec, copy, budget), {})
+        most = self.engine.most if copy is None else int
+        teacher = SelfTeaching(lambda: self.policy.module, spec, copy, budget, self.policy, most)
+        return Teaching(recipe, teacher, {})
 
     def hold_heads(self, folders: Mapping[str, str]) -> None:
         """Read the output matrices of teachers that send hidden states."""

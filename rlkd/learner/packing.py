@@ -180,6 +180,12 @@ class _Packer:
         )
 
 
+def blank(device: torch.device | str) -> MicroBatch:
+    """One token that trains nothing: for passes that only other ranks have work for."""
+    row = TrainRow(group=0, prompt_ids=(0,), completion_ids=(0,), rollout_logprobs=(0.0,), advantage=0.0)
+    return pack([[row]], device=device)
+
+
 @torch.no_grad()
 def score_rows(
     forward: Callable[[MicroBatch], Any],

@@ -33,13 +33,22 @@ class PackedPolicy(nn.Module):
         self.temperature = temperature
 
     def forward(
-        self, batch: MicroBatch, *, with_entropy: bool = False, against: Sequence[Comparison] = ()
-    ) -> PolicyOutput:
+        self,
+        batch: MicroBatch,
+        *,
+        with_entropy: bool = False,
+        against: Sequence[Comparison] = (),
+        hidden_only: bool = False,
+    ) -> PolicyOutput | Tensor:
         """Log-probabilities (at the sampling temperature) of the batch's completion tokens.
 
         Args:
             against: distributions that the policy's are compared with; the divergence carries gradient.
+            hidden_only: return ``hidden`` and nothing else. Under ZeRO-3 every pass has to come through here: what
+                gathers the weights hangs on this call.
         """
+        if hidden_only:
+            return self.hidden(batch)
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         hidden = self.hidden(batch)

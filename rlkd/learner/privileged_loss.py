@@ -42,7 +42,7 @@ class ContextSignals(Signals):
 
     term_masks: Mapping[str, Tensor] = field(default_factory=dict)  # [B, T] trained tokens of each term's rows
     chunks: tuple[Chunks | None, ...] = ()  # [B] pieces shared with another tokenizer's teacher
-    divergence: Tensor | None = None  # [B, T] from the teacher's distribution; gradient flows here too
+    divergence: Tensor | None = None  # [B, T] what a comparison found at each token; gradient flows here too
     clipped_share: Tensor | None = None  # [B, T] teacher mass that the clip cut
 
 
@@ -188,16 +188,30 @@ class AlmLoss:
         lines = [chunk_logprobs(cleaned.policy_logprobs[row], chunks.ranges) for row, chunks in kept]
         policy = torch.cat(lines)
         teacher = policy.new_tensor([value for _, chunks in kept for value in chunks.teacher_logprobs])
+        debias: dict[str, Tensor] = {}
+        if self.objective.debias is not None:
+            sent = [value for _, chunks in kept for value in chunks.teacher_boundary]
+            debias["policy_boundary"] = torch.cat([_boundary(contexts(signals), row, chunks) for row, chunks in kept])
+            debias["teacher_boundary"] = policy.new_tensor(sent)
         found = alm(
             policy_chunks=policy,
             teacher_chunks=teacher,
             temperature=self.objective.temperature,
             divergence=self.objective.divergence,
+            **debias,
         )
         count = torch.tensor(len(found))
         figures["alm"] = (found.detach().sum(), count)
         figures["chunk_log_ratio"] = ((policy - teacher).detach().sum(), count)
         return found.sum() / denominators.distill, figures
+
+
+def _boundary(signals: ContextSignals, row: int, chunks: Chunks) -> Tensor:
+    """[C] the policy's log-mass on each chunk being over; 0 where its completion ends (``teaching.boundaries``)."""
+    ends = torch.tensor([end for _, end in chunks.ranges], device=signals.policy_logprobs.device)
+    if signals.divergence is None:  # every chunk of the micro-batch ends with its completion
+        return signals.policy_logprobs.new_zeros(len(ends))
+    return torch.nn.functional.pad(signals.divergence[row], (0, 1)).index_select(0, ends)
 
 
 def _divergence(signals: Signals, mask: Tensor | None = None) -> Tensor:

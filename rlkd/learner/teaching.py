@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rlkd.divergences import Kind
 from rlkd.errors import NumericsError, TeacherError
-from rlkd.learner.comparison import Comparison, Head, HiddenComparison, Measure, TopKComparison
-from rlkd.learner.packing import MicroBatch, group_cost, pack, plan_micro_batches
+from rlkd.learner.comparison import BoundaryMass, Comparison, Head, HiddenComparison, Measure, TopKComparison
+from rlkd.learner.packing import MicroBatch, blank, group_cost, pack, plan_micro_batches
 from rlkd.learner.policy import PackedPolicy, PolicyOutput
 from rlkd.recipe import Recipe
 from rlkd.recipe.objectives import OpdObjective, OpsdObjective, PiDistillObjective
 from rlkd.recipe.privileged import SelfTeacher
-from rlkd.records import HiddenStates, TopK, TrainRow
+from rlkd.records import Chunks, HiddenStates, TopK, TrainRow
 
 Weights = Callable[[], AbstractContextManager[Mapping[str, Tensor]]]
 
@@ -34,6 +34,8 @@ class SelfTeaching:
     spec: SelfTeacher
     copy: PackedPolicy | None  # None: live, or frozen under adapters
     token_budget: int
+    forward: Callable[..., Any] | None = None  # how the trained module is called; None: directly
+    most: Callable[[int], int] = int  # passes of this rank -> of the rank that has most: sharded passes need all ranks
     average: dict[str, Tensor] = field(default_factory=dict)  # float32: a bfloat16 average would never move
 
     def __post_init__(self) -> None:
@@ -45,23 +47,31 @@ class SelfTeaching:
             }
 
     @torch.no_grad()
-    def hidden(self, batch: MicroBatch) -> Tensor:
-        """[N, D] final hidden states, in parts of at most ``token_budget`` packed tokens."""
-        return self._parts(batch, lambda policy, part: policy.hidden(part))
+    def hidden(self, batch: MicroBatch | None) -> Tensor:
+        """[N, D] final hidden states, in parts of at most ``token_budget`` packed tokens.
+
+        ``None``: only other ranks have something to be taught; this one joins their passes. Returns: an empty tensor.
+        """
+        return self._passes(batch, lambda forward, part: forward(part, hidden_only=True))
 
     @torch.no_grad()
-    def logprobs(self, batch: MicroBatch) -> Tensor:
-        """[N] of the completion tokens in the batch's (the other) context."""
-        return self._parts(batch, lambda policy, part: policy(part).logprobs)
+    def logprobs(self, batch: MicroBatch | None) -> Tensor:
+        """[N] of the completion tokens in the batch's (the other) context; ``None`` as in ``hidden``."""
+        return self._passes(batch, lambda forward, part: forward(part).logprobs)
 
-    def _parts(self, batch: MicroBatch, of: Callable[[PackedPolicy, MicroBatch], Tensor]) -> Tensor:
+    def _passes(self, batch: MicroBatch | None, of: Callable[[Callable[..., Any], MicroBatch], Tensor]) -> Tensor:
         policy = self.copy or self.live()
+        forward = self.copy or self.forward or policy
+        own = [] if batch is None else list(parts(batch, self.token_budget))
+        idle = self.most(len(own)) - len(own)
         was_training = policy.training
         policy.eval()  # dropout in a teacher would be noise in the signal
         with self._weights(policy):
-            parts = [of(policy, part) for part in _parts(batch, self.token_budget)]
+            found = [of(forward, part) for part in own]
+            for _ in range(idle):
+                of(forward, blank(next(policy.parameters()).device))
         policy.train(was_training)
-        return torch.cat(parts)
+        return torch.cat(found) if found else torch.empty(0)
 
     def _weights(self, policy: PackedPolicy) -> AbstractContextManager[Any]:
         """LoRA: without its adapters the model is the frozen base."""
@@ -136,7 +146,7 @@ def _runs(rows: Sequence[TrainRow]) -> list[list[TrainRow]]:
     return [list(part) for _, part in groupby(rows, key=lambda row: (row.group, row.prompt_ids))]
 
 
-def _parts(batch: MicroBatch, token_budget: int) -> Iterator[MicroBatch]:
+def parts(batch: MicroBatch, token_budget: int) -> Iterator[MicroBatch]:
     """The same groups in order, in packs of bounded size."""
     groups = _runs(batch.rows)
     if sum(map(group_cost, groups)) <= token_budget:
@@ -190,6 +200,18 @@ def sent_comparisons(batch: MicroBatch, measure: Measure, heads: dict[str, Head]
     return found
 
 
+def boundaries(batch: MicroBatch, starts_pretoken: Tensor) -> list[Comparison]:
+    """Where chunks end inside a completion: what the policy thinks of the token after each."""
+    found: list[int] = []
+    start = 0
+    for row in batch.rows:
+        ends = [end for _, end in row.teacher_view.ranges] if isinstance(row.teacher_view, Chunks) else []
+        found += [start + end for end in ends if end < len(row.completion_ids)]
+        start += len(row.completion_ids)
+    positions = torch.tensor(found, dtype=torch.long, device=batch.targets.device)
+    return [BoundaryMass(starts_pretoken, positions)] if found else []
+
+
 def _check_length(count: int, row: TrainRow) -> None:
     if count != len(row.completion_ids):
         raise TeacherError(f"a teacher scored {count} tokens of a completion of {len(row.completion_ids)}")
@@ -202,6 +224,7 @@ class Teaching:
     recipe: Recipe
     self_teacher: SelfTeaching | None
     heads: dict[str, Head]
+    starts_pretoken: Tensor | None = None  # [V] of the policy; ALM's debiasing
 
     def compare(self, batch: MicroBatch) -> tuple[list[Comparison], Tensor | None]:
         """Comparisons of a micro-batch, and [N] teacher log-probs where a sampled-token objective reads them."""
@@ -209,24 +232,43 @@ class Teaching:
         if isinstance(objective, OpdObjective):
             measure = _measure(objective)
             return ([], None) if measure is None else (sent_comparisons(batch, measure, self.heads), None)
-        if self.self_teacher is None or getattr(objective, "kl_in", "loss") == "reward":
+        if self.starts_pretoken is not None:
+            return boundaries(batch, self.starts_pretoken), None
+        if not self._teaches_in_loss:
             return [], None
         other, positions = other_context(batch)
+        found = self._ask(other)
         if other is None:
             return [], None
+        assert self.self_teacher is not None
         if isinstance(objective, PiDistillObjective):
-            return self._two_views(batch, other, positions), None
+            return self._two_views(batch, found, positions), None
         assert isinstance(objective, OpsdObjective)
         measure = _measure(objective)
         if measure is None:
             values = torch.zeros(len(batch.targets), device=positions.device)
-            return [], values.index_copy(0, positions, self.self_teacher.logprobs(other).float())
-        return [HiddenComparison(measure, self.self_teacher.hidden(other), positions, self.self_teacher.head)], None
+            return [], values.index_copy(0, positions, found.float())
+        return [HiddenComparison(measure, found, positions, self.self_teacher.head)], None
 
-    def _two_views(self, batch: MicroBatch, other: MicroBatch, positions: Tensor) -> list[Comparison]:
+    def join(self) -> None:
+        """The teacher's passes of a micro-batch that only other ranks have."""
+        if self._teaches_in_loss:
+            self._ask(None)
+
+    @property
+    def _teaches_in_loss(self) -> bool:
+        objective = self.recipe.objective
+        return isinstance(objective, OpsdObjective | PiDistillObjective) and objective.kl_in == "loss"
+
+    def _ask(self, other: MicroBatch | None) -> Tensor:
+        assert self.self_teacher is not None
+        sampled = getattr(self.recipe.objective, "divergence", None) == "sampled"
+        return self.self_teacher.logprobs(other) if sampled else self.self_teacher.hidden(other)
+
+    def _two_views(self, batch: MicroBatch, hidden: Tensor, positions: Tensor) -> list[Comparison]:
         """Eq 2: KL(privileged || sg bare) on the privileged rows; Eq 3: KL(sg privileged || bare) on the bare ones."""
         assert self.self_teacher is not None
-        hidden, head = self.self_teacher.hidden(other), self.self_teacher.head
+        head = self.self_teacher.head
         is_bare = torch.tensor([row.term == "bare" for row in batch.rows], device=positions.device)
         bare = is_bare[batch.row[positions]]
         pairs = ((Measure("reverse_kl"), ~bare), (Measure("forward_kl"), bare))

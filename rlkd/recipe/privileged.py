@@ -167,6 +167,12 @@ class AlmObjective(Section):
     kind: Literal["alm"] = "alm"
     temperature: Annotated[float, Field(gt=0)] = 5.0
     divergence: Literal["kl", "cross_entropy", "total_variation"] = "kl"
+    debias: Fraction | None = Field(
+        default=None,
+        description="outcome-chunk debiasing: each side's likelihood of a piece includes that the piece is over there; "
+        "pieces of which the teacher believes that with less than this probability (the paper's gamma: 0.1) are joined "
+        "with the next. Needs teacher.engine: transformers. null: off",
+    )
     reduction: Literal["token"] = Field(default="token", description="mean over all chunks of an update")
 
 

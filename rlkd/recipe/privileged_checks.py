@@ -163,26 +163,13 @@ def _transport(recipe: Recipe) -> Iterator[str]:
             yield f"{where}.engine: '{spec.engine}' returns no hidden states; write engine: transformers"
         if spec.transport == "top_k" and isinstance(objective, OpdObjective) and objective.clip is not None:
             yield "objective.clip: caps single vocabulary entries, which top_k's last bucket is not; write clip: null"
+        if getattr(objective, "debias", None) is not None and getattr(spec, "engine", None) == "vllm":
+            yield f"{where}.engine: 'vllm' has no mass of token sets, which objective.debias reads; write transformers"
         server = isinstance(spec, ServerTeacher)
         if server and objective.kind == "alm":
             yield f"{where}.kind: 'server' has no weights here, which objective 'alm' needs; write a model"
         if server and recipe.rollout.temperature != 1.0:
             yield f"rollout.temperature: {recipe.rollout.temperature}, but a server scores at temperature 1; write 1.0"
-
-
-def _sharding(recipe: Recipe) -> Iterator[str]:
-    """A pass over sharded weights is a collective; ranks have different numbers of taught micro-batches."""
-    if recipe.learner.zero_stage != 3:
-        return
-    objective, teacher = recipe.objective, recipe.teacher
-    live = isinstance(objective, PiDistillObjective) and objective.kl_in == "loss"
-    if isinstance(objective, OpsdObjective) and isinstance(teacher, SelfTeacher) and objective.kl_in == "loss":
-        live = teacher.weights == "live" or (teacher.weights == "frozen" and recipe.learner.lora is not None)
-    if live:
-        yield (
-            "learner.zero_stage: 3 shards the weights that teach; write zero_stage: 2, or for opsd teacher.weights: "
-            "frozen without learner.lora, or ema"
-        )
 
 
 def _credit(recipe: Recipe) -> Iterator[str]:
@@ -217,7 +204,6 @@ CHECKS = (
     _windows,
     _teacher_window,
     _transport,
-    _sharding,
     _credit,
     _shares,
 )

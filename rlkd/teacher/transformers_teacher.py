@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlkd.data.token_bytes import starts_pretoken
+from rlkd.learner.comparison import Head, boundary_mass
 from rlkd.learner.packing import MicroBatch, pack, plan_micro_batches, score_sequences
 from rlkd.learner.policy import PackedPolicy, load_causal_lm
+from rlkd.models import load_tokenizer
 from rlkd.records import TopK, TrainRow
 from rlkd.rollout.vllm_engine import EngineSettings
+from rlkd.tensors import chunked_logprobs
 from rlkd.tensors.chunked import CHUNK_BYTES
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -21,6 +25,7 @@ class TransformersTeacher:
     """Scores at any temperature, and without an engine gap between teacher and learner."""
 
     def __init__(self, settings: EngineSettings, *, temperature: float, tokens_per_batch: int) -> None:
+        self.folder = settings.folder
         self.device = "cuda" if settings.on_gpu else "cpu"
         self.tokens_per_batch = tokens_per_batch
         model = load_causal_lm(settings.folder, dtype=getattr(torch, settings.dtype)).to(self.device)
@@ -33,6 +38,27 @@ class TransformersTeacher:
     def hidden(self, sequences: Sequences) -> list[Tensor]:
         """[C, E] final hidden states before each completion token, on the CPU, in the model's own precision."""
         return self._each(sequences, lambda batch: self.policy.hidden(batch).cpu())
+
+    def bounded(self, sequences: Sequences) -> list[tuple[list[float], list[float]]]:
+        """For each completion token: its log-prob, and the log-mass of all tokens there that begin a new pre-token."""
+        module = self.policy.model.get_output_embeddings()
+        head = Head(module.weight, getattr(module, "bias", None))
+        starts = torch.tensor(starts_pretoken(load_tokenizer(self.folder)), device=self.device)
+
+        def rows(batch: MicroBatch) -> Tensor:
+            hidden = self.policy.hidden(batch)
+            temperature = self.policy.temperature
+            logprobs, _ = chunked_logprobs(
+                hidden=hidden,
+                head_weight=module.weight,
+                head_bias=head.bias,
+                targets=batch.targets,
+                temperature=temperature,
+            )
+            mass = boundary_mass(starts, hidden=hidden, head=head, temperature=temperature)
+            return torch.stack([logprobs, mass], 1).cpu()
+
+        return [(both[:, 0].tolist(), both[:, 1].tolist()) for both in self._each(sequences, rows)]
 
     def top_k(self, sequences: Sequences, *, k: int) -> list[TopK]:
         """The k most likely entries before each completion token, with their log-probs at the sampling temperature."""

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from rlkd.data.prompt import PromptBuilder
 from rlkd.data.token_bytes import ByteLength, byte_length
-from rlkd.divergences import align_chunks, byte_spans
+from rlkd.divergences import Chunk, align_chunks, byte_spans, merge_uncertain
 from rlkd.errors import TeacherError
 from rlkd.models import load_tokenizer
+from rlkd.recipe.objectives import AlmObjective
 from rlkd.records import Chunks, Prompt, Rollout, TrainRow
 from rlkd.trainer.assemble import Judged, train_rows
 from rlkd.trainer.plan import Figures, StepPlan
@@ -125,8 +128,36 @@ class AlmPlan(StepPlan):
             mine = {index: item for index, (teacher, item) in aligned.items() if teacher == name}
             if not mine:
                 continue
-            dealt = fleet.map("score", [(item.teacher_prompt, item.teacher_ids) for item in mine.values()])
-            for (index, item), values in zip(mine.items(), dealt.in_order(dealt.results()), strict=True):
-                sums = tuple(sum(values[start:end]) for start, end in item.teacher_ranges)
-                views[index] = Chunks(item.policy_ranges, sums)
+            pairs = [(item.teacher_prompt, item.teacher_ids) for item in mine.values()]
+            dealt = fleet.map("score" if self._debias is None else "bounded", pairs)
+            for (index, item), answer in zip(mine.items(), dealt.in_order(dealt.results()), strict=True):
+                views[index] = _plain(item, answer) if self._debias is None else _debiased(item, answer, self._debias)
         return views
+
+    @property
+    def _debias(self) -> float | None:
+        objective = self.recipe.objective
+        assert isinstance(objective, AlmObjective)
+        return objective.debias
+
+
+def _plain(item: Aligned, logprobs: Sequence[float]) -> Chunks:
+    return Chunks(item.policy_ranges, tuple(sum(logprobs[start:end]) for start, end in item.teacher_ranges))
+
+
+def _debiased(item: Aligned, answer: tuple[Sequence[float], Sequence[float]], threshold: float) -> Chunks:
+    """With the teacher's belief that each chunk is over, joined with the next where that is small.
+
+    Args:
+        answer: of each teacher token, its log-prob; of its place, the log-mass of tokens that begin a new pre-token.
+    """
+    logprobs, mass = answer
+
+    def over(end: int) -> float:
+        return mass[end] if end < len(mass) else 0.0
+
+    chunks = [Chunk(t, p) for t, p in zip(item.teacher_ranges, item.policy_ranges, strict=True)]
+    believed = torch.tensor([over(chunk.teacher[1]) for chunk in chunks], dtype=torch.float64)
+    merged = merge_uncertain(chunks, believed, threshold=threshold)
+    sums = tuple(sum(logprobs[start:end]) for start, end in (chunk.teacher for chunk in merged))
+    return Chunks(tuple(c.policy for c in merged), sums, tuple(over(c.teacher[1]) for c in merged))

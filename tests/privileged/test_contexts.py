@@ -192,7 +192,6 @@ def test_thinking_modes_are_separate_and_must_act(make_recipe: Make, tokenizer: 
         ({"teacher": None}, "taught by the policy itself"),
         ({"objective__kind": "grpo"}, "shows it to no one"),
         ({"objective__kl_in": "reward"}, "reward_coef is 0"),
-        ({"learner__zero_stage": 3, "teacher__weights": "live"}, "shards the weights that teach"),
         (
             {"objective__kind": "rltf", "privileged": None, "teacher": None, "feedback": {"max_prompt_tokens": 900}},
             "divides by nothing",

@@ -32,7 +32,10 @@ RECIPES = {
         *GROUP, "stages.rltf-sd.steps=2", "objective.feedback_coef={kind: constant, value: 0.2}",
     ],
     # warmed up until it writes whole characters: a row whose bytes are no text has nothing to align
-    "alm": [*TEACHER, "stages.sft.steps=80", "stages.sft.optim={lr: 3.0e-3}", "stages.alm.steps=2"],
+    "alm.yaml, debiased": [
+        *TEACHER, "stages.sft.steps=80", "stages.sft.optim={lr: 3.0e-3}", "stages.alm.steps=2", "objective.debias=0.1",
+        "teacher.engine=transformers",
+    ],
     "kdrl.yaml, hidden": [
         *TEACHER, *GROUP, "stages.kdrl.steps=2", "objective={kind: opd}", "teacher.transport=hidden",
         "teacher.engine=transformers",
@@ -43,7 +46,7 @@ FIGURES = {
     "opsd.yaml, adapters": ["divergence", "clipped_share", "eval/watched"],
     "pi_distill": ["context_kl_per_rollout", "bare_log_ratio"],
     "rltf_sd.yaml, with critiques": ["revision_nll", "second_turn_reward", "feedback_nll"],
-    "alm": ["alm", "chunks_per_rollout"],
+    "alm.yaml, debiased": ["alm", "chunks_per_rollout"],
     "kdrl.yaml, hidden": ["divergence"],
     "kdrl.yaml, top_k": ["divergence"],
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
 
@@ -50,3 +52,37 @@ def test_what_the_self_teacher_follows(kind: str, tmp_path: Path) -> None:
         assert _moved(teacher[0], teacher[1]) > 1e-4
     # saved after two updates, trained once more, restored: the teacher is that of the second update again
     assert _moved(teacher[2], teacher[3]) == 0
+
+
+def _ranks(place: Path, ranks: int, zero: int) -> dict[str, Any]:
+    """Gradients of every case of ``ranks_job.py``; a rank that waits for another runs into the time limit."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = str(Path(__file__).with_name("ranks_job.py"))
+    logs = [place / f"rank-{ranks}-{rank}.log" for rank in range(ranks)]
+    started = []
+    for rank, path in enumerate(logs):
+        words = [sys.executable, script, str(place), *map(str, (rank, ranks, port, zero))]
+        with path.open("w") as log:
+            started.append(subprocess.Popen(words, stdout=log, stderr=log))
+    try:
+        codes = [process.wait(timeout=200) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert codes == [0] * ranks, "\n".join(path.read_text()[-2000:] for path in logs)
+    return dict(torch.load(place / f"ranks-{ranks}.pt"))
+
+
+def test_a_teacher_inside_a_sharded_policy_waits_for_no_rank(tmp_path: Path) -> None:
+    """Two ZeRO-3 ranks with unequal shares of taught rows get the gradients of one rank without sharding."""
+    one, two = _ranks(tmp_path, 1, 0), _ranks(tmp_path, 2, 3)
+    for case, found in two.items():
+        assert sum(found["taught"][0]) != sum(found["taught"][1]), f"{case}: the ranks' shares are equal"
+        wanted = one[case]["gradients"]
+        assert found["gradients"].keys() == wanted.keys()
+        size = max(float(tensor.abs().max()) for tensor in wanted.values())
+        gap = max(float((found["gradients"][name] - tensor).abs().max()) for name, tensor in wanted.items())
+        assert size > 1e-3, case
+        assert gap < 1e-4 * size, f"{case}: {gap} of {size}"

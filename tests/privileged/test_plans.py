@@ -14,20 +14,21 @@ from reward.verdict import Verdict
 from rlkd import objectives
 from rlkd.data.privileged import PrivilegedBuilder
 from rlkd.data.prompt import PromptBuilder
+from rlkd.data.token_bytes import starts_pretoken
 from rlkd.data.turns import TurnBuilder
 from rlkd.divergences import alm, chunk_logprobs
 from rlkd.errors import RecipeError
 from rlkd.learner.comparison import Comparison, HiddenComparison, Measure
 from rlkd.learner.loss import Denominators
 from rlkd.learner.privileged_loss import AlmLoss, PiDistillLoss, RltfLoss
-from rlkd.learner.teaching import other_context
+from rlkd.learner.teaching import boundaries, other_context
 from rlkd.recipe import Recipe
 from rlkd.recipe.coefficients import ConstantCoef
 from rlkd.recipe.objectives import AlmObjective, PiDistillObjective, RltfObjective
 from rlkd.recipe.privileged import FeedbackSpec, RuleFeedback
 from rlkd.records import Chunks, Example, Prompt, Rollout, RolloutGroup, TrainRow
 from rlkd.rollout.feedback import build_feedback
-from rlkd.trainer.alm import BROKEN, Aligned, Aligner
+from rlkd.trainer.alm import BROKEN, Aligned, Aligner, _debiased, _plain
 from rlkd.trainer.assemble import Judged, denominators, plan_updates
 from rlkd.trainer.plan import PiDistillPlan, SelfDistillPlan
 from rlkd.trainer.rltf import RltfPlan
@@ -395,15 +396,22 @@ def test_alignment_over_another_tokenizer_covers_the_text_and_the_end(tokenizer:
     assert gsm8k
 
 
-def test_alm_loss_is_the_mean_over_all_chunks() -> None:
-    policy = tiny.model()
+def _rows_in_chunks() -> list[TrainRow]:
+    """Completions cut in two where they are long enough, with a teacher's log-probs and beliefs."""
     rows = []
-    for index, row in enumerate(tiny.two_context_rows(groups=2, size=2, seed=4)):
+    for index, row in enumerate(tiny.two_context_rows(groups=3, size=2, seed=4)):
         length = len(row.completion_ids)
         cut = max(1, length // 2)
         ranges = ((0, cut), (cut, length)) if cut < length else ((0, length),)
         values = tuple(-0.7 * (i + 1) for i in range(len(ranges)))
-        rows.append(replace(row, teacher_prompt_ids=None, index=index, teacher_view=Chunks(ranges, values)))
+        view = Chunks(ranges, values, (*(-0.3,) * (len(ranges) - 1), 0.0))
+        rows.append(replace(row, teacher_prompt_ids=None, index=index, teacher_view=view))
+    return rows
+
+
+def test_alm_loss_is_the_mean_over_all_chunks() -> None:
+    policy = tiny.model()
+    rows = _rows_in_chunks()
     batch = tiny.batch_of(rows)
     count = sum(len(row.teacher_view.ranges) for row in rows if isinstance(row.teacher_view, Chunks))
     loss, figures = AlmLoss(AlmObjective())(tiny.signals_of(batch, policy), Denominators(1.0, float(count)), 0)
@@ -417,3 +425,67 @@ def test_alm_loss_is_the_mean_over_all_chunks() -> None:
         wanted = wanted + alm(policy_chunks=pieces, teacher_chunks=teacher, temperature=5.0).sum()
     torch.testing.assert_close(loss, wanted / count, rtol=1e-5, atol=1e-7)
     assert float(figures["alm"][1]) == count
+
+
+def test_debiasing_joins_chunks_that_the_teacher_thinks_unfinished() -> None:
+    """By hand: after the second chunk of four the teacher expects no new word; the last one ends the text."""
+    item = Aligned((7,), (1, 2, 3, 4, 5), ((0, 1), (1, 3), (3, 4), (4, 6)), ((0, 1), (1, 2), (2, 4), (4, 5)))
+    logprobs = [-1.0, -2.0, -3.0, -4.0, -5.0]
+    mass = [-9.0, -0.5, -4.0, -9.0, -0.25]  # e^-4 < 0.1 < e^-0.5
+    found = _debiased(item, (logprobs, mass), 0.1)
+    assert found.ranges == ((0, 1), (1, 4), (4, 6))
+    assert found.teacher_logprobs == (-1.0, -9.0, -5.0)
+    assert found.teacher_boundary == (-0.5, -0.25, 0.0)
+    assert _debiased(item, (logprobs, mass), 0.0).ranges == item.policy_ranges
+    assert _plain(item, logprobs) == Chunks(item.policy_ranges, (-1.0, -2.0, -7.0, -5.0))
+
+
+def test_debiased_alm_counts_the_policys_own_belief_that_a_chunk_is_over() -> None:
+    """Loss and gradient against the plain computation; where a completion ends, nothing is to be believed."""
+    policy = tiny.model()
+    starts = torch.arange(tiny.VOCAB) % 4 == 0
+    rows = _rows_in_chunks()
+    batch = tiny.batch_of(rows)
+    count = sum(len(row.teacher_view.ranges) for row in rows if isinstance(row.teacher_view, Chunks))
+
+    def packed() -> torch.Tensor:
+        signals = tiny.signals_of(batch, policy, boundaries(batch, starts))
+        return AlmLoss(AlmObjective(debias=0.1))(signals, Denominators(1.0, float(count)), 0)[0]
+
+    def plain() -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for row in rows:
+            assert isinstance(row.teacher_view, Chunks)
+            lp = tiny.plain_logits(policy, row.prompt_ids, row.completion_ids).log_softmax(-1)
+            line = lp.gather(1, torch.tensor(row.completion_ids)[:, None])[:, 0]
+            view = row.teacher_view
+            for (start, end), sent, over in zip(view.ranges, view.teacher_logprobs, view.teacher_boundary, strict=True):
+                w = line[start:end].sum()
+                if end < len(row.completion_ids):
+                    w = w + lp[end, starts].exp().sum().log()
+                u, w = torch.tensor((sent + over) / 5.0, dtype=torch.float64), w / 5.0
+                total = total + u.exp() * (u - w) + (1 - u.exp()) * ((1 - u.exp()).log() - (1 - w.exp()).log())
+        return total / count
+
+    torch.testing.assert_close(packed(), plain(), rtol=1e-5, atol=1e-7)
+    wanted = tiny.gradient(policy, plain)
+    assert float(wanted.abs().max()) > 1e-3
+    torch.testing.assert_close(tiny.gradient(policy, packed), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_tokens_that_begin_a_word_or_end_the_text(tokenizer: Any) -> None:
+    from rlkd.models.tokenizer import build_tokenizer
+    from rlkd.recipe.schema import CharTokenizer
+
+    starts = starts_pretoken(tokenizer)
+    assert starts[tokenizer.eos_token_id]
+    for text, expected in ((" the", True), ("the", False), ("\n", True), (" 5", True), ("5", False)):
+        first = tokenizer(text, add_special_tokens=False)["input_ids"][0]
+        assert starts[first] is expected, text
+    spaces = sum(starts) - 1
+    decoded = [tokenizer.decode([token]) for token in range(len(starts)) if token != tokenizer.eos_token_id]
+    assert spaces == sum(text[:1] in (" ", "\n", "\t", "\r") for text in decoded)
+    chars = build_tokenizer(CharTokenizer(), (), 512)
+    begun = [chars.convert_ids_to_tokens(token) for token, is_start in enumerate(starts_pretoken(chars)) if is_start]
+    assert {" ", chars.eos_token} <= set(begun)
+    assert all(text in (" ", "\n", "\t", "\r", chars.eos_token) for text in begun)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import tiny
@@ -16,7 +18,8 @@ from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import MicroBatch, pack
 from rlkd.learner.policy import PackedPolicy
 from rlkd.learner.privileged_loss import DistributionLoss
-from rlkd.learner.teaching import SelfTeaching, other_context
+from rlkd.learner.teaching import SelfTeaching, Teaching, other_context
+from rlkd.recipe import Recipe
 from rlkd.recipe.coefficients import ConstantCoef
 from rlkd.recipe.objectives import OpsdObjective
 from rlkd.recipe.privileged import SelfTeacher
@@ -120,6 +123,71 @@ def test_parts_of_bounded_size_change_nothing() -> None:
     whole = tiny.teacher_of(policy).hidden(other)
     parts = tiny.teacher_of(policy, budget=30).hidden(other)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-8)
+
+
+def test_a_rank_with_less_to_teach_joins_the_passes_of_the_others() -> None:
+    """Passes are counted where they are made; the rank that has most makes three."""
+    policy = tiny.model()
+    made: list[int] = []
+
+    def forward(part: MicroBatch, **options: bool) -> Any:
+        made.append(len(part.targets))
+        return policy(part, **options)
+
+    def teacher(budget: int) -> SelfTeaching:
+        return replace(tiny.teacher_of(policy, budget=budget), forward=forward, most=lambda mine: max(mine, 3))
+
+    other, _ = other_context(tiny.batch_of(tiny.two_context_rows(groups=2)))
+    assert other is not None
+    found = teacher(10_000).hidden(other)
+    assert made == [len(other.targets), 1, 1]  # one of its own
+    assert torch.equal(found, tiny.teacher_of(policy).hidden(other))
+    made.clear()
+    assert not len(teacher(10_000).logprobs(None))  # nothing of its own
+    assert made == [1, 1, 1]
+    made.clear()
+    parts = tiny.two_context_rows(groups=5)
+    other, _ = other_context(tiny.batch_of(parts))
+    assert other is not None
+    teacher(1).hidden(other)  # it has most: a pass for each prompt
+    assert len(made) == 5
+    assert sum(made) == len(other.targets)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"kind": "opsd"},
+        {"kind": "opsd", "divergence": "sampled"},
+        {"kind": "pi_distill", "kl_in": "loss", "teacher_share": {"kind": "constant", "value": 0.4}},
+    ],
+)
+def test_every_micro_batch_asks_the_teacher_whether_it_is_taught_padded_or_neither(
+    make_recipe: Callable[..., Recipe], objective: dict[str, Any]
+) -> None:
+    """The ranks' questions "who has most?" and their passes have to come in the same order everywhere."""
+    teacher = {"kind": "self", "weights": "live"} if objective["kind"] == "opsd" else None
+    recipe = make_recipe(objective=objective, teacher=teacher)
+    policy = tiny.model()
+    asked: list[int] = []
+
+    def most(mine: int) -> int:
+        asked.append(mine)
+        return max(mine, 1)
+
+    def passes(part: MicroBatch, **options: bool) -> Any:
+        kinds.append(bool(options.get("hidden_only")))
+        return policy(part, **options)
+
+    kinds: list[bool] = []
+    own = replace(tiny.teacher_of(policy), forward=passes, most=most)
+    teaching = Teaching(recipe, own, {})
+    rows = tiny.two_context_rows(groups=1)
+    teaching.compare(tiny.batch_of(rows))
+    teaching.compare(tiny.batch_of([replace(row, teacher_prompt_ids=None) for row in rows]))
+    teaching.join()
+    assert asked == [1, 0, 0]
+    assert kinds == [objective.get("divergence") != "sampled"] * 3
 
 
 def test_rows_without_another_context_are_left_out() -> None:

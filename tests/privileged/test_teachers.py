@@ -111,6 +111,8 @@ def test_a_row_without_a_teacher_is_an_error_or_goes_to_the_default(make_recipe:
         ),
         ({"kind": "server", "url": "http://h/v1", "model": "m", "tokenizer": "t"}, {"kind": "alm"}, "no weights here"),
         ({"kind": "server", "url": "h:80", "model": "m", "tokenizer": "t"}, {"kind": "distill"}, "teacher.url"),
+        ({"model": MODEL, "engine": "vllm"}, {"kind": "alm", "debias": 0.1}, "'vllm' has no mass of token sets"),
+        ({"model": MODEL, "engine": "transformers"}, {"kind": "alm", "debias": 1.5}, "objective.*debias"),
     ],
 )
 def test_a_teacher_that_cannot_serve_the_objective_is_refused(
@@ -118,6 +120,18 @@ def test_a_teacher_that_cannot_serve_the_objective_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         make_recipe(teacher=teacher, objective=objective, privileged=None)
+
+
+def test_what_needs_a_transformers_teacher_takes_one(make_recipe: Make) -> None:
+    teacher = {"model": MODEL, "engine": "transformers"}
+    recipe = make_recipe(teacher=teacher, objective={"kind": "alm", "debias": 0.1}, privileged=None)
+    assert getattr(recipe.objective, "debias", None) == 0.1
+
+
+@pytest.mark.parametrize("learner", [{"zero_stage": 3}, {"zero_stage": 3, "lora": {"rank": 4}}])
+@pytest.mark.parametrize("weights", ["live", "frozen", "ema"])
+def test_a_policy_may_teach_itself_under_any_sharding(make_recipe: Make, learner: dict[str, Any], weights: str) -> None:
+    assert make_recipe(learner=learner, teacher={"kind": "self", "weights": weights}).learner.zero_stage == 3
 
 
 def test_a_teacher_of_another_vocabulary_is_refused_with_the_first_difference(tokenizer: Any) -> None:

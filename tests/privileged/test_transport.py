@@ -87,6 +87,22 @@ def test_top_k_bounds_the_whole_divergence_from_below_and_meets_it(teacher: Tran
         assert bool((found < exact - 1e-3).any())
 
 
+def test_boundary_mass_beside_log_probs(teacher: TransformersTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of 61 rows over a tokenizer of 50: the padding starts nothing."""
+    from rlkd.teacher import transformers_teacher
+
+    starts = torch.tensor([token % 3 == 0 for token in range(50)])
+    monkeypatch.setattr(transformers_teacher, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(transformers_teacher, "starts_pretoken", lambda _: starts.tolist())
+    pairs = _pairs(tiny.two_context_rows(groups=4))
+    for (prompt, done), (logprobs, mass) in zip(pairs, teacher.bounded(pairs), strict=True):
+        plain = tiny.plain_logits(teacher.policy, prompt, done).softmax(-1).detach()
+        chosen = plain.gather(1, torch.tensor(done)[:, None]).squeeze(1)
+        torch.testing.assert_close(torch.tensor(logprobs).exp().double(), chosen, rtol=1e-5, atol=1e-8)
+        wanted = plain[:, :50][:, starts].sum(1)
+        torch.testing.assert_close(torch.tensor(mass).exp().double(), wanted, rtol=1e-5, atol=1e-8)
+
+
 def test_a_view_of_another_length_is_refused(teacher: TransformersTeacher) -> None:
     (row,) = tiny.two_context_rows(groups=1, size=1, seed=3)
     (values,) = teacher.hidden(_pairs([row]))
