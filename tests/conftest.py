@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:  # the verifiers' tests load none of it
+    from rlkd.recipe import Recipe
+    from rlkd.trainer.context import Run
 
 
 def shared_memory() -> set[str]:
@@ -26,3 +32,21 @@ def nothing_left_behind() -> Iterator[None]:
     while shared_memory() - before and time.monotonic() < until:
         time.sleep(0.1)
     assert shared_memory() <= before
+
+
+@pytest.fixture
+def engineless_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe, Path], Run]:
+    """Makes runs of a recipe in a folder, without engines: what a learner's call returns is its answer."""
+    from rlkd.trainer import learners
+    from rlkd.trainer.console import Console
+    from rlkd.trainer.context import Run
+
+    monkeypatch.setattr(learners, "gather", lambda calls, _: calls)
+
+    def make(recipe: Recipe, place: Path) -> Run:
+        no: Any = None
+        folder: Any = SimpleNamespace(path=place)
+        cluster: Any = SimpleNamespace(stop=lambda _: None)
+        return Run(recipe, folder, cluster, Console(), no, no, train_prompts=[], eval_prompts=[], pool=no)
+
+    return make

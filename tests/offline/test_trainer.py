@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +16,6 @@ from rlkd.recipe.offline import FilePairs
 from rlkd.recipe.schema import OfflineStage
 from rlkd.records import Example, Prompt
 from rlkd.report.page import write_report
-from rlkd.trainer import learners
-from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
 from rlkd.trainer.learners import Learners
 from rlkd.trainer.offline import OfflineTrainer
@@ -46,24 +43,15 @@ class Learner:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch, request: Any) -> OfflineTrainer:
+def trainer(
+    tmp_path: Path, recipe: Any, engineless_run: Any, monkeypatch: pytest.MonkeyPatch, request: Any
+) -> OfflineTrainer:
     stage = OfflineStage(name="redi", pairs=FilePairs(path="x"), steps=len(FIGURES), batch_size=2, **request.param)
     ids = {"prompt_ids": [1, 2], "right_ids": [3], "wrong_ids": [4, 5]}
     write_rows(tmp_path / "pairs.jsonl", [{"id": str(at), "question": "q", **ids} for at in range(3)])
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    no: Any = None
-    run = Run(
-        recipe=recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"every": 1000})}),
-        folder=SimpleNamespace(path=tmp_path),  # type: ignore[arg-type]
-        cluster=SimpleNamespace(stop=lambda _: None),  # type: ignore[arg-type]
-        console=Console(),
-        tokenizer=no,
-        builder=no,
-        train_prompts=[],
-        eval_prompts=[],
-        pool=no,
-    )
-    monkeypatch.setattr(learners, "gather", lambda calls, _: calls)
+    rarely = recipe.checkpoint.model_copy(update={"every": 1000})
+    run = engineless_run(recipe.model_copy(update={"checkpoint": rarely}), tmp_path)
     monkeypatch.setattr(Learners, "write_policy", lambda *_: None)
     monkeypatch.setattr(OfflineTrainer, "_start", lambda self: self.learners.workers.append(Learner()))
     pairs = PairFile(tmp_path / "pairs.jsonl")

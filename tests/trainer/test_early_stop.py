@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +16,7 @@ from rlkd.errors import RecipeError
 from rlkd.evaluate import ProblemScore, by_problem
 from rlkd.recipe import Recipe, validate_recipe
 from rlkd.recipe.schema import EarlyStopSpec, RlStage
-from rlkd.trainer import learners, rl
-from rlkd.trainer.console import Console
+from rlkd.trainer import rl
 from rlkd.trainer.context import Run
 from rlkd.trainer.early_stop import EarlyStop
 from rlkd.trainer.learners import Learners
@@ -104,26 +103,32 @@ class _KilledError(Exception):
     pass
 
 
-def _trainer(place: Path, recipe: Recipe, accuracy: Sequence[float], *, kill: int = 0) -> RlTrainer:
-    """``accuracy[n]``: held-out accuracy after n steps. ``kill``: dies in the step after so many."""
+NewTrainer = Callable[..., RlTrainer]
+
+
+@pytest.fixture
+def new_trainer(
+    recipe: Recipe, engineless_run: Callable[[Recipe, Path], Run], monkeypatch: pytest.MonkeyPatch
+) -> NewTrainer:
+    """``(place, accuracy, kill=0)``: a stage whose steps are counted, not trained."""
+
+    def write(self: Any, output: Path) -> None:
+        output.mkdir(parents=True)
+        (output / "weights").write_text(str(self.workers[0].made))
+
+    monkeypatch.setattr(rl, "gather", lambda calls, _: calls)
+    monkeypatch.setattr(Learners, "write_policy", write)
     raw = recipe.model_dump(mode="json")
     raw["eval"] |= {"every": 2, "early_stop": {"patience": 2}}
     raw["checkpoint"] = {"every": 3, "keep": 2}
     chosen = validate_recipe(raw, where="test")
-    learner = _Learner()
-    no: Any = None
-    run = Run(
-        recipe=chosen,
-        folder=SimpleNamespace(path=place),  # type: ignore[arg-type]
-        cluster=SimpleNamespace(stop=lambda _: None),  # type: ignore[arg-type]
-        console=Console(),
-        tokenizer=no,
-        builder=no,
-        train_prompts=[],
-        eval_prompts=[],
-        pool=no,
-        rollouts=SimpleNamespace(),  # type: ignore[arg-type]
-    )
+    return lambda place, accuracy, kill=0: _trainer(engineless_run(chosen, place), accuracy, kill)
+
+
+def _trainer(run: Run, accuracy: Sequence[float], kill: int) -> RlTrainer:
+    """``accuracy[n]``: held-out accuracy after n steps. ``kill``: dies in the step after so many."""
+    place, learner = run.folder.path, _Learner()
+    run.rollouts = SimpleNamespace()  # type: ignore[assignment]
 
     def evaluate(*_: Any) -> dict[str, float]:
         run.problem_scores = _scores((accuracy[learner.made], 1.0))
@@ -154,17 +159,6 @@ def _run(place: Path, trainer: RlTrainer) -> tuple[dict[str, Any], str, list[dic
     return result, (place / "policy" / "weights").read_text(), rows
 
 
-@pytest.fixture(autouse=True)
-def _plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(self: Any, output: Path) -> None:
-        output.mkdir(parents=True)
-        (output / "weights").write_text(str(self.workers[0].made))
-
-    monkeypatch.setattr(rl, "gather", lambda calls, _: calls)
-    monkeypatch.setattr(learners, "gather", lambda calls, _: calls)
-    monkeypatch.setattr(Learners, "write_policy", write)
-
-
 def _place(tmp_path: Path) -> Path:
     (tmp_path / "source").mkdir(parents=True)
     (tmp_path / "source" / "weights").write_text("source")
@@ -174,29 +168,29 @@ def _place(tmp_path: Path) -> Path:
 RISE_AND_FALL = [0.1, 0.0, 0.3, 0.9, 0.5, 0.9, 0.4, 0.0, 0.5, 0.0, 0.0]  # read at 2, 4, 6, 8: best at 4
 
 
-def test_a_stage_stops_and_hands_on_its_best_policy(tmp_path: Path, recipe: Recipe) -> None:
-    result, weights, rows = _run(tmp_path, _trainer(_place(tmp_path), recipe, RISE_AND_FALL))
+def test_a_stage_stops_and_hands_on_its_best_policy(tmp_path: Path, new_trainer: NewTrainer) -> None:
+    result, weights, rows = _run(tmp_path, new_trainer(_place(tmp_path), RISE_AND_FALL))
     assert result == {"steps": 8, "stopped_early": True, "best_step": 4}
     assert weights == "4"
     assert [row.get("eval/watched") for row in rows] == [None, 0.3, None, 0.5, None, 0.4, None, 0.5]
     assert [path.name for path in (tmp_path / "checkpoints").glob("best-*")] == ["best-000004"]
 
 
-def test_a_policy_that_only_falls_hands_on_the_one_it_began_with(tmp_path: Path, recipe: Recipe) -> None:
-    result, weights, _ = _run(tmp_path, _trainer(_place(tmp_path), recipe, [0.5, 0, 0.5, 0, 0.4, 0, 0.4]))
+def test_a_policy_that_only_falls_hands_on_the_one_it_began_with(tmp_path: Path, new_trainer: NewTrainer) -> None:
+    result, weights, _ = _run(tmp_path, new_trainer(_place(tmp_path), [0.5, 0, 0.5, 0, 0.4, 0, 0.4]))
     assert (result, weights) == ({"steps": 4, "stopped_early": True, "best_step": 0}, "source")
 
 
-def test_the_last_step_may_be_the_best(tmp_path: Path, recipe: Recipe) -> None:
-    result, weights, _ = _run(tmp_path, _trainer(_place(tmp_path), recipe, [0.0, 0.0, 0.1, 0.9]))
+def test_the_last_step_may_be_the_best(tmp_path: Path, new_trainer: NewTrainer) -> None:
+    result, weights, _ = _run(tmp_path, new_trainer(_place(tmp_path), [0.0, 0.0, 0.1, 0.9]))
     assert (result, weights) == ({"steps": 3, "stopped_early": False, "best_step": 3}, "3")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the killed stage's metrics
 @pytest.mark.parametrize("kill", range(1, 8))
-def test_a_killed_stage_ends_as_an_undisturbed_one(tmp_path: Path, recipe: Recipe, kill: int) -> None:
+def test_a_killed_stage_ends_as_an_undisturbed_one(tmp_path: Path, new_trainer: NewTrainer, kill: int) -> None:
     calm, disturbed = (_place(tmp_path / name) for name in ("calm", "disturbed"))
-    wanted = _run(calm, _trainer(calm, recipe, RISE_AND_FALL))
+    wanted = _run(calm, new_trainer(calm, RISE_AND_FALL))
     with pytest.raises(_KilledError):
-        _trainer(disturbed, recipe, RISE_AND_FALL, kill=kill).train(disturbed / "policy")
-    assert _run(disturbed, _trainer(disturbed, recipe, RISE_AND_FALL)) == wanted
+        new_trainer(disturbed, RISE_AND_FALL, kill=kill).train(disturbed / "policy")
+    assert _run(disturbed, new_trainer(disturbed, RISE_AND_FALL)) == wanted
