@@ -118,7 +118,7 @@ def cispo(
     Raises: NumericsError when shapes or dtypes don't fit or a clip is out of range.
     Source: MiniMax-M1 (2506.13585) Eq 4-5.
     Differs: as published; normalisation is left to ``reduce``.
-    Tested: test_cispo_keeps_every_token, test_cispo_without_clip_is_importance_sampling
+    Tested: test_cispo_keeps_every_token, test_infinite_clip_is_importance_sampling
     """
     _check_clip(clip_low, clip_high)
     ratio = log_ratio(policy_logprobs=policy_logprobs, rollout_logprobs=rollout_logprobs).exp()

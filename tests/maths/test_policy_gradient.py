@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -70,11 +71,12 @@ def test_surrogate_gradient_is_policy_gradient_at_ratio_one(clip: tuple[float, f
     prove(FAMILY, "clipped_surrogate, on-policy", -WORLD.expected_gradient(table, loss), expected_score_gradient(table))
 
 
-def test_infinite_clip_is_importance_sampling() -> None:
+@pytest.mark.parametrize("objective", [clipped_surrogate, cispo])
+def test_infinite_clip_is_importance_sampling(objective: Callable[..., Tensor]) -> None:
     """For one token the ratio corrects for any sampling distribution: the gradient is exact off-policy too."""
     world, scores = one_token_world()
     table, rollout = world.table(3), world.table(4).detach()
-    loss = clipped_surrogate(
+    loss = objective(
         policy_logprobs=world.logprobs(table),
         rollout_logprobs=world.logprobs(rollout),
         advantages=scores[:, None],
@@ -82,7 +84,7 @@ def test_infinite_clip_is_importance_sampling() -> None:
         clip_high=math.inf,
     )
     want = world.gradient(table, (world.probabilities(table) * scores).sum())
-    prove(FAMILY, "clipped_surrogate, off-policy", -world.expected_gradient(table, loss, rollout), want)
+    prove(FAMILY, f"{objective.__name__}, off-policy", -world.expected_gradient(table, loss, rollout), want)
 
 
 def test_surrogate_clips_each_side() -> None:
@@ -125,20 +127,6 @@ def test_log_ratio_is_bounded() -> None:
     assert ratio.tolist() == [[20.0, -20.0, 0.5]]
     (gradient,) = torch.autograd.grad(ratio.exp().sum(), logprobs)
     prove(FAMILY, "log_ratio", gradient, row(0.0, 0.0, math.exp(0.5)))
-
-
-def test_cispo_without_clip_is_importance_sampling() -> None:
-    world, scores = one_token_world()
-    table, rollout = world.table(3), world.table(4).detach()
-    loss = cispo(
-        policy_logprobs=world.logprobs(table),
-        rollout_logprobs=world.logprobs(rollout),
-        advantages=scores[:, None],
-        clip_low=math.inf,
-        clip_high=math.inf,
-    )
-    want = world.gradient(table, (world.probabilities(table) * scores).sum())
-    prove(FAMILY, "cispo, off-policy", -world.expected_gradient(table, loss, rollout), want)
 
 
 def test_cispo_keeps_every_token() -> None:
