@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkd.cluster.hardware import Hardware, gpu_need, gpus_needed, weights_transport
+from rlkd.cluster.hardware import Hardware, gpu_need, weights_transport
 from rlkd.models.materialise import ModelSpec
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
-from rlkd.recipe.offline_checks import offline_stages, samples_teacher
+from rlkd.recipe.offline_checks import offline_stages, samples
 from rlkd.recipe.privileged_checks import separate_teachers
 from rlkd.recipe.schema import OfflineStage, PackagedModel, ScratchModel, SftStage, Stage, TeacherSpec
 
@@ -94,7 +94,7 @@ def _rl_step(recipe: Recipe) -> list[str]:
 
 def _local_teachers(recipe: Recipe) -> dict[str, TeacherSpec]:
     """Teachers that run beside the policy and that the objective reads."""
-    if not (needs_teacher(recipe) or samples_teacher(recipe)):
+    if not (needs_teacher(recipe) or samples(recipe, "teacher")):
         return {}
     return {name: spec for name, spec in separate_teachers(recipe).items() if isinstance(spec, TeacherSpec)}
 
@@ -149,7 +149,7 @@ def _transports(recipe: Recipe) -> str:
     """By kind of machine, where the recipe leaves it open."""
     if recipe.cluster.weights != "auto":
         return recipe.cluster.weights
-    on_gpu = weights_transport(recipe, Hardware(cpus=1, gpus=gpus_needed(recipe)))
+    on_gpu = weights_transport(recipe, Hardware(cpus=1, gpus=gpu_need(recipe).total))
     return f"{on_gpu} on GPUs, {weights_transport(recipe, Hardware(cpus=1, gpus=0))} on the CPU"
 
 

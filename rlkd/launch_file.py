@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from rlkd.cluster.hardware import gpus_needed
+from rlkd.cluster.hardware import gpu_need
 from rlkd.errors import RecipeError
 from rlkd.launch import Launch
 from rlkd.recipe import Recipe
@@ -116,7 +116,7 @@ def _roles(launch: Launch) -> str:
 
 
 def _devices(recipe: Recipe, on_cpu: bool) -> str:
-    needed = gpus_needed(recipe)
+    needed = gpu_need(recipe).total
     cluster = recipe.cluster
     if on_cpu:
         return "none; learner, engines and teacher take turns on the CPU cores"

@@ -85,11 +85,6 @@ def gpu_need(recipe: Recipe) -> GpuNeed:
     )
 
 
-def gpus_needed(recipe: Recipe) -> int:
-    """GPUs that the recipe's workers hold at once."""
-    return gpu_need(recipe).total
-
-
 def weights_transport(recipe: Recipe, hardware: Hardware) -> str:
     """``cluster.weights`` with ``auto`` settled: object_store, nccl, ipc or gloo."""
     chosen = recipe.cluster.weights

@@ -23,11 +23,6 @@ def samples(recipe: Recipe, model: str) -> bool:
     return any(pairs.model == model for pairs in sampled_pairs(recipe))
 
 
-def samples_teacher(recipe: Recipe) -> bool:
-    """Whether an offline stage samples its traces from the recipe's teacher."""
-    return samples(recipe, "teacher")
-
-
 def _sampled(recipe: Recipe) -> Iterator[str]:
     for index, stage in offline_stages(recipe):
         pairs = stage.pairs
@@ -53,7 +48,9 @@ def _sampled(recipe: Recipe) -> Iterator[str]:
 
 def _tokens_of_teacher(recipe: Recipe) -> Iterator[str]:
     teacher = recipe.teacher
-    if not (samples_teacher(recipe) and isinstance(teacher, TeacherSpec) and isinstance(recipe.policy, ScratchModel)):
+    if not (
+        samples(recipe, "teacher") and isinstance(teacher, TeacherSpec) and isinstance(recipe.policy, ScratchModel)
+    ):
         return
     if isinstance(teacher.model, ScratchModel) and teacher.model.tokenizer != recipe.policy.tokenizer:
         yield "teacher.model.tokenizer: differs from policy.tokenizer; traces are taken over as tokens"
@@ -61,7 +58,7 @@ def _tokens_of_teacher(recipe: Recipe) -> Iterator[str]:
 
 def _windows(recipe: Recipe) -> Iterator[str]:
     models = {"policy": recipe.policy}
-    if samples_teacher(recipe) and isinstance(recipe.teacher, TeacherSpec):
+    if samples(recipe, "teacher") and isinstance(recipe.teacher, TeacherSpec):
         models["teacher.model"] = recipe.teacher.model
     for index, stage in offline_stages(recipe):
         total = stage.max_prompt_tokens + stage.max_response_tokens

@@ -22,7 +22,7 @@ from rlkd.launch import Launch
 from rlkd.models import check_windows, load_tokenizer, materialise
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
-from rlkd.recipe.offline_checks import samples_teacher
+from rlkd.recipe.offline_checks import samples
 from rlkd.recipe.privileged_checks import separate_teachers
 from rlkd.recipe.schema import ModelSpec, OfflineStage, RlStage, SftStage, Stage, TeacherSpec
 from rlkd.records import Example, Prompt
@@ -143,7 +143,7 @@ def _where(name: str) -> str:
 
 
 def _uses_teacher(recipe: Recipe) -> bool:
-    return recipe.teacher is not None and (needs_teacher(recipe) or samples_teacher(recipe) or not has_rl(recipe))
+    return recipe.teacher is not None and (needs_teacher(recipe) or samples(recipe, "teacher") or not has_rl(recipe))
 
 
 def _prompts(

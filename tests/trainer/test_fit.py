@@ -8,7 +8,7 @@ import pytest
 
 from rlkd import train
 from rlkd.cluster import Hardware, check_fit, weights_transport
-from rlkd.cluster.hardware import gpu_need, gpus_needed
+from rlkd.cluster.hardware import gpu_need
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe, load_recipe
 
@@ -40,7 +40,7 @@ PAIRS = ("cluster.placement=colocated", "cluster.rollout_workers=4", "cluster.le
     ],
 )
 def test_gpus_are_summed_over_what_runs_at_once(chosen: Recipe, gpus: int) -> None:
-    assert gpus_needed(chosen) == gpus
+    assert gpu_need(chosen).total == gpus
     check_fit(chosen, Hardware(64, gpus))
     if gpus > 1:
         with pytest.raises(RecipeError, match=rf"the workers need {gpus} GPUs and there are {gpus - 1} "):
