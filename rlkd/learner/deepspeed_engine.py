@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -93,18 +92,8 @@ class DeepSpeedEngine:
         named = self.engine.module.model.named_parameters()
         return {name: safe_get_full_grad(p).cpu().clone() for name, p in named if p.requires_grad}
 
-    @contextmanager
-    def gathered(self) -> Iterator[dict[str, Tensor]]:
-        """Whole weights by transformers' names; under ZeRO-3 they are gathered for the block's duration."""
-        import deepspeed
-
-        model = self.engine.module.model
-        parameters = list(model.parameters()) if self.zero_stage == 3 else []
-        with deepspeed.zero.GatheredParameters(parameters, enabled=bool(parameters)):
-            yield dict(model.state_dict())
-
     def gathered_layers(self) -> Iterator[dict[str, Tensor]]:
-        """The same weights one layer after the other: under ZeRO-3 no more than one layer is ever whole.
+        """Whole weights by transformers' names, one layer after the other: under ZeRO-3 no more is ever whole at once.
 
         Every rank has to go through all of them, at the same time.
         """

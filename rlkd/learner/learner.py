@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -22,7 +21,7 @@ from rlkd.learner.policy import PackedPolicy, load_causal_lm
 from rlkd.learner.privileged_loss import ContextSignals, contexts
 from rlkd.learner.schedule import learning_rate
 from rlkd.learner.teaching import SelfTeaching, Teaching, needs_copy, read_heads, self_teacher_of
-from rlkd.learner.weights import Route, Sent, checksum, merged, published
+from rlkd.learner.weights import Route, Sent, checksum, published
 from rlkd.models import load_tokenizer
 from rlkd.recipe import Recipe
 from rlkd.records import Chunks, Term, TrainRow
@@ -158,7 +157,7 @@ class Learner:
             raise NumericsError(f"rank {self.rank}, step {pass_.step}: the gradient norm is {norm}")
         self.updates += 1
         if self.teaching.self_teacher is not None:
-            self.teaching.self_teacher.after_update(self._current_weights)
+            self.teaching.self_teacher.after_update(self._weights())
         if self.rank == 0:
             add_figure(pass_.counts, "grad_norm", norm, 1)
             add_figure(pass_.counts, "lr", lr, 1)
@@ -263,9 +262,13 @@ class Learner:
         return None if self.rank else (named, checksum(named))
 
     def published(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights as the engines take them, which tie the head themselves."""
+        return self._weights(tied=self.tied)
+
+    def _weights(self, *, tied: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Weights by transformers' names, gathered layer by layer: every rank has to go through all of them."""
         for state in self.engine.gathered_layers():
-            yield from published(self.policy.module.model, state, tied=self.tied)
+            yield from published(self.policy.module.model, state, tied=tied)
 
     def join_engines(self, route: Route) -> None:
         """Meet the rollout engines, anew if need be; rank 0 sends."""
@@ -296,20 +299,14 @@ class Learner:
 
     def save_policy(self, folder: Path) -> None:
         """Rank 0 writes the whole model in transformers' format; LoRA is merged."""
-        with self.engine.gathered() as state:
-            if self.rank:
-                return
+        weights: dict[str, Tensor] = {}
+        for name, tensor in self._weights():
+            if self.rank == 0:
+                weights[name] = tensor.to("cpu", copy=True)
+        if self.rank == 0:
             model = self.policy.module.model
             base = model.get_base_model() if hasattr(model, "get_base_model") else model
-            weights = {name: tensor.to("cpu", copy=True) for name, tensor in published(model, state, tied=False)}
             base.save_pretrained(folder, state_dict=weights)
-
-    @contextmanager
-    def _current_weights(self) -> Iterator[Mapping[str, Tensor]]:
-        """Whole weights of the policy, adapters merged."""
-        with self.engine.gathered() as state:
-            model = self.policy.module.model
-            yield merged(model, state) if hasattr(model, "peft_config") else state
 
     def _teaching(self, folder: Path, dtype: torch.dtype) -> Teaching:
         recipe, spec = self.recipe, self_teacher_of(self.recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -22,8 +22,6 @@ from rlkd.recipe import Recipe
 from rlkd.recipe.objectives import OpdObjective, OpsdObjective, PiDistillObjective
 from rlkd.recipe.privileged import SelfTeacher
 from rlkd.records import Chunks, HiddenStates, TopK, TrainRow
-
-Weights = Callable[[], AbstractContextManager[Mapping[str, Tensor]]]
 
 
 @dataclass
@@ -88,13 +86,14 @@ class SelfTeaching:
         return Head(head.weight, getattr(head, "bias", None))
 
     @torch.no_grad()
-    def after_update(self, weights: Weights) -> None:
-        """Move the average; the other kinds stay as they are."""
-        if not self.average or self.copy is None:
+    def after_update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Move the average towards the policy's weights, adapters merged; the other kinds read none and stay."""
+        if not self.average:
             return
-        with weights() as current:
-            for name, value in self.average.items():
-                value.lerp_(current[name].to(value.device, torch.float32), 1 - self.spec.ema_decay)
+        for name, value in weights:
+            if value.is_floating_point():
+                average = self.average[name]
+                average.lerp_(value.to(average.device, torch.float32), 1 - self.spec.ema_decay)
         self._write_average()
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,27 +210,22 @@ def test_rows_without_another_context_are_left_out() -> None:
     assert not len(where)
 
 
-def test_average_moves_by_its_decay_and_survives_a_checkpoint(tmp_path: object) -> None:
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
+def test_average_moves_by_its_decay_and_survives_a_checkpoint(tmp_path: Path) -> None:
     policy, copy = tiny.model(0), tiny.model(1)
     spec = SelfTeacher(weights="ema", ema_decay=0.75)
     teacher = SelfTeaching(lambda: policy, spec, copy, 1000)
     name = "model.embed_tokens.weight"
     before = copy.model.state_dict()[name].float().clone()
-    from contextlib import nullcontext
-
-    teacher.after_update(lambda: nullcontext(policy.model.state_dict()))
+    teacher.after_update(policy.model.state_dict().items())
     wanted = 0.75 * before + 0.25 * policy.model.state_dict()[name].float()
     torch.testing.assert_close(copy.model.state_dict()[name].float(), wanted)
-    teacher.save(folder)
+    teacher.save(tmp_path)
     fresh = SelfTeaching(lambda: policy, spec, tiny.model(2), 1000)
-    fresh.load(folder)
+    fresh.load(tmp_path)
     assert torch.equal(fresh.average[name], teacher.average[name])
     torch.testing.assert_close(fresh.copy.model.state_dict()[name].float(), wanted)  # type: ignore[union-attr]
     with pytest.raises(TeacherError, match="no moving average"):
-        fresh.load(folder / "elsewhere")
+        fresh.load(tmp_path / "elsewhere")
 
 
 def test_loss_is_the_mean_over_taught_tokens_and_micro_batches_add_up() -> None:
