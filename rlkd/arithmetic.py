@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.cluster.hardware import Hardware, gpu_need, weights_transport
-from rlkd.models.materialise import ModelSpec
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
+from rlkd.recipe.models import ModelSpec, PackagedModel, ScratchModel, TeacherSpec
 from rlkd.recipe.offline_checks import offline_stages, samples
 from rlkd.recipe.privileged_checks import separate_teachers
-from rlkd.recipe.schema import OfflineStage, PackagedModel, ScratchModel, SftStage, Stage, TeacherSpec
+from rlkd.recipe.schema import OfflineStage, SftStage, Stage
 
 GIB = 2**30
 _BYTES = {"fp32": 4, "bf16": 2, "float32": 4, "bfloat16": 2}

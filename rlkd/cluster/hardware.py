@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from rlkd.errors import RecipeError
 from rlkd.recipe.checks import has_rl, needs_teacher
+from rlkd.recipe.models import TeacherSpec
 from rlkd.recipe.offline_checks import samples
 from rlkd.recipe.privileged_checks import separate_teachers
-from rlkd.recipe.schema import Recipe, SftStage, TeacherSpec
+from rlkd.recipe.schema import Recipe, SftStage
 
 
 @dataclass(frozen=True)

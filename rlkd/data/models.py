@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def model_folder(name: str, cache: str | Path) -> Path:
     """The folder that transformers loads; a packaged model is converted into ``cache`` once."""
     from rlkd.models.materialise import materialise
-    from rlkd.recipe.schema import PackagedModel, PretrainedModel
+    from rlkd.recipe.models import PackagedModel, PretrainedModel
 
     target = Path(cache) / name.replace("/", "--").replace(":", "-")
     kind, _, package = name.partition(":")

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlkd.data.chat import check_thinking, encode, encode_answer, render
 from rlkd.errors import RecipeError
-from rlkd.recipe.schema import DataSpec
+from rlkd.recipe.data import DataSpec
 from rlkd.records import Example, Prompt
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")

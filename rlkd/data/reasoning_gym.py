@@ -9,7 +9,7 @@ from typing import Any
 
 from rlkd.data.options import lettered, signed
 from rlkd.errors import RecipeError, did_you_mean
-from rlkd.recipe.schema import ReasoningGymData
+from rlkd.recipe.data import ReasoningGymData
 from rlkd.records import Example
 
 _TERM = re.compile(r"([+-]?)\s*(\d+)")

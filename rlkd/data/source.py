@@ -14,7 +14,7 @@ from rlkd.data.cards import data_folder, load_card
 from rlkd.data.reasoning_gym import load_reasoning_gym
 from rlkd.data.rows import BadRow, read_rows
 from rlkd.errors import DataCardError, RecipeError, did_you_mean
-from rlkd.recipe.schema import CardData, FieldMap, FieldRule, FileData, HubData, ReasoningGymData
+from rlkd.recipe.data import CardData, FieldMap, FieldRule, FileData, HubData, ReasoningGymData
 from rlkd.records import Example
 
 Source = ReasoningGymData | FileData | HubData | CardData

@@ -12,9 +12,8 @@ from typing import Any
 
 from rlkd.errors import RecipeError, did_you_mean
 from rlkd.models.tokenizer import build_tokenizer
-from rlkd.recipe.schema import PackagedModel, PretrainedModel, ScratchModel
+from rlkd.recipe.models import ModelSpec, PackagedModel, PretrainedModel, ScratchModel
 
-ModelSpec = ScratchModel | PretrainedModel | PackagedModel
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 

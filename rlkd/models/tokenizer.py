@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rlkd.recipe.schema import BpeTokenizer, CharTokenizer
+from rlkd.recipe.models import BpeTokenizer, CharTokenizer
 
 PAD, END, USER, ASSISTANT, SYSTEM, UNKNOWN = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|unk|>"
 SPECIAL = (PAD, END, USER, ASSISTANT, SYSTEM, UNKNOWN)

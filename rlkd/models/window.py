@@ -8,6 +8,7 @@ from pathlib import Path
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl
+from rlkd.recipe.models import TeacherSpec
 from rlkd.recipe.offline_checks import sampled_pairs
 from rlkd.recipe.privileged_checks import (
     longest_prompt,
@@ -15,7 +16,7 @@ from rlkd.recipe.privileged_checks import (
     separate_teachers,
     teacher_prompt_budget,
 )
-from rlkd.recipe.schema import OfflineStage, SftStage, Stage, TeacherSpec
+from rlkd.recipe.schema import OfflineStage, SftStage, Stage
 
 
 def context_length(folder: Path) -> int:

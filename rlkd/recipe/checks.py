@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rlkd.errors import RecipeError
+from rlkd.recipe.data import ReasoningGymData
+from rlkd.recipe.models import ScratchModel, TeacherSpec
 from rlkd.recipe.offline_checks import CHECKS as OFFLINE_CHECKS
 from rlkd.recipe.privileged_checks import CHECKS as PRIVILEGED_CHECKS
 from rlkd.recipe.privileged_checks import separate_teachers
-from rlkd.recipe.schema import ReasoningGymData, Recipe, RlStage, ScratchModel, SftStage, TeacherSpec
+from rlkd.recipe.schema import Recipe, RlStage, SftStage
 
 Check = Callable[[Recipe], Iterator[str]]
 

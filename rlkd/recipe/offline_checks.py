@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rlkd.recipe.models import ScratchModel, TeacherSpec
 from rlkd.recipe.offline import SampledPairs, reads_wrong
-from rlkd.recipe.schema import OfflineStage, Recipe, ScratchModel, TeacherSpec
+from rlkd.recipe.schema import OfflineStage, Recipe
 
 
 def offline_stages(recipe: Recipe) -> list[tuple[int, OfflineStage]]:

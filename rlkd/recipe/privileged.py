@@ -6,11 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlkd.recipe.base import Section
+from rlkd.recipe.base import Fraction, Positive, Section
 from rlkd.recipe.coefficients import Coef, CoefSchedule, ConstantCoef, LinearCoef, PolicyGradient
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 TEACHER_TURN = """{prompt}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from rlkd.recipe.models import RoutedTeachers, ScratchModel, TeacherSpec
 from rlkd.recipe.objectives import (
     ConstantCoef,
     GroupAdvantage,
@@ -14,7 +15,7 @@ from rlkd.recipe.objectives import (
     RltfObjective,
 )
 from rlkd.recipe.privileged import SelfTeacher, ServerTeacher
-from rlkd.recipe.schema import Recipe, RoutedTeachers, ScratchModel, SftStage, TeacherSpec
+from rlkd.recipe.schema import Recipe, SftStage
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 

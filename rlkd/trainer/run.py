@@ -22,9 +22,10 @@ from rlkd.launch import Launch
 from rlkd.models import check_windows, load_tokenizer, materialise
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
+from rlkd.recipe.models import ModelSpec, TeacherSpec
 from rlkd.recipe.offline_checks import samples
 from rlkd.recipe.privileged_checks import separate_teachers
-from rlkd.recipe.schema import ModelSpec, OfflineStage, RlStage, SftStage, Stage, TeacherSpec
+from rlkd.recipe.schema import OfflineStage, RlStage, SftStage, Stage
 from rlkd.records import Example, Prompt
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run

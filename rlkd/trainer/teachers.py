@@ -11,9 +11,9 @@ from rlkd.cluster import Pending
 from rlkd.errors import RecipeError, did_you_mean
 from rlkd.models import context_length, load_tokenizer
 from rlkd.recipe import Recipe
+from rlkd.recipe.models import RoutedTeachers, TeacherSpec
 from rlkd.recipe.privileged import ServerTeacher
 from rlkd.recipe.privileged_checks import separate_teachers
-from rlkd.recipe.schema import RoutedTeachers, TeacherSpec
 from rlkd.records import HiddenStates, Prompt, RolloutGroup, TopK
 from rlkd.trainer.context import ROLLOUT_WORKER, Run
 from rlkd.trainer.fleet import Dealt, Fleet

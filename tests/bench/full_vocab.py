@@ -66,7 +66,7 @@ def _prepare(folder: Path, args: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM
 
     from rlkd.models import load_tokenizer, materialise
-    from rlkd.recipe.schema import PackagedModel
+    from rlkd.recipe.models import PackagedModel
 
     student = materialise(PackagedModel(), folder / "student", where="policy", seed=0, texts=lambda: ())
     torch.manual_seed(0)

@@ -41,7 +41,7 @@ def reward(completion: str, example: Mapping[str, Any]) -> float:
 
 def questions(count: int) -> list[str]:
     from rlkd.data.reasoning_gym import load_reasoning_gym
-    from rlkd.recipe.schema import ReasoningGymData
+    from rlkd.recipe.data import ReasoningGymData
 
     spec = ReasoningGymData(task="chain_sum", size=count, seed=5, config={"min_terms": 3, "max_terms": 3})
     return [example.question for example in load_reasoning_gym(spec, where="bench")]
@@ -53,7 +53,7 @@ def write_model(folder: Path, model: str, lengths: str) -> None:
     Varying: a vocabulary of about 64 entries, near-uniform at random weights, ends after 64 tokens on average.
     """
     from rlkd.models import materialise
-    from rlkd.recipe.schema import BpeTokenizer, CharTokenizer, PackagedModel, ScratchModel
+    from rlkd.recipe.models import BpeTokenizer, CharTokenizer, PackagedModel, ScratchModel
 
     if model == "smollm2":
         materialise(PackagedModel(), folder, where="bench", seed=0, texts=tuple)

@@ -28,8 +28,9 @@ from rlkd.learner.packing import pack, plan_micro_batches
 from rlkd.learner.policy import PackedPolicy, load_causal_lm
 from rlkd.learner.teaching import read_heads, sent_comparisons
 from rlkd.models import load_tokenizer, materialise
+from rlkd.recipe.data import DataSpec
+from rlkd.recipe.models import PackagedModel
 from rlkd.recipe.privileged import TEACHER_TURN
-from rlkd.recipe.schema import DataSpec, PackagedModel
 from rlkd.records import Example, HiddenStates, TrainRow
 from rlkd.rollout.vllm_engine import EngineSettings
 from rlkd.teacher.transformers_teacher import TransformersTeacher

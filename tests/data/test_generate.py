@@ -133,7 +133,7 @@ def test_a_teacher_that_dies_midway_costs_only_the_unfinished_part(tmp_path: Pat
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model of our own making."""
     from rlkd.models.materialise import materialise
-    from rlkd.recipe.schema import ScratchModel
+    from rlkd.recipe.models import ScratchModel
 
     spec = ScratchModel(hidden_size=64, layers=2, heads=1)  # one head of 64: what the CPU attention kernel takes
     place = tmp_path_factory.mktemp("served") / "model"

@@ -13,7 +13,8 @@ from rlkd.data.prompt import PromptBuilder
 from rlkd.data.reasoning_gym import load_reasoning_gym
 from rlkd.errors import RecipeError
 from rlkd.models.tokenizer import build_tokenizer
-from rlkd.recipe.schema import CharTokenizer, DataSpec, ReasoningGymData
+from rlkd.recipe.data import DataSpec, ReasoningGymData
+from rlkd.recipe.models import CharTokenizer
 
 PLAIN = ReasoningGymData(
     task="chain_sum", config={"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 2}, size=400, seed=1

@@ -14,7 +14,8 @@ from rlkd.data.reasoning_gym import load_reasoning_gym
 from rlkd.data.source import load_held_in, load_sources
 from rlkd.errors import RecipeError
 from rlkd.models.tokenizer import build_tokenizer
-from rlkd.recipe.schema import BpeTokenizer, CharTokenizer, DataSpec, FieldMap, FieldRule, FileData, ReasoningGymData
+from rlkd.recipe.data import DataSpec, FieldMap, FieldRule, FileData, ReasoningGymData
+from rlkd.recipe.models import BpeTokenizer, CharTokenizer
 
 SHARED = Path(os.environ.get("RLKD_SHARED", Path(__file__).parents[3] / "shared"))
 CHAIN = ReasoningGymData(task="chain_sum", size=40, seed=1)

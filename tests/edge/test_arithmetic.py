@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlkd.arithmetic import activation_bytes, describe, learner_state_bytes, model_shape, packed_tokens
 from rlkd.recipe import Recipe, load_recipe
-from rlkd.recipe.schema import PretrainedModel, ScratchModel
+from rlkd.recipe.models import PretrainedModel, ScratchModel
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "kdrl.yaml"
 

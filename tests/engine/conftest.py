@@ -9,7 +9,7 @@ from rlkd.cluster import Cluster
 from rlkd.launch import Launch
 from rlkd.models import materialise
 from rlkd.recipe import Recipe, load_recipe
-from rlkd.recipe.schema import ScratchModel, TeacherSpec
+from rlkd.recipe.models import ScratchModel, TeacherSpec
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "State the final answer to the following arithmetic problem: 12 + 34 - 5 ="

@@ -9,7 +9,7 @@ import pytest
 from rlkd.data.prompt import PromptBuilder
 from rlkd.models.tokenizer import build_tokenizer
 from rlkd.recipe import Recipe, load_recipe
-from rlkd.recipe.schema import CharTokenizer
+from rlkd.recipe.models import CharTokenizer
 
 ROOT = Path(__file__).parents[2]
 

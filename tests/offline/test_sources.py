@@ -20,8 +20,10 @@ from rlkd.data.source import load_sources
 from rlkd.errors import DataCardError, RecipeError
 from rlkd.models import context_length, materialise
 from rlkd.recipe import Recipe
+from rlkd.recipe.data import CardData
+from rlkd.recipe.models import PretrainedModel
 from rlkd.recipe.offline import CardPairs, FilePairs, PairSource, SampledPairs
-from rlkd.recipe.schema import CardData, OfflineStage, PretrainedModel
+from rlkd.recipe.schema import OfflineStage
 from rlkd.records import Example, Prompt, Rollout, RolloutGroup
 from rlkd.trainer import sampled_pairs
 from rlkd.trainer.offline import check_size, count_updates, pair_rows

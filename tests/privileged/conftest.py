@@ -13,7 +13,7 @@ import pytest
 from rlkd.models.tokenizer import build_tokenizer
 from rlkd.recipe import Recipe
 from rlkd.recipe.loading import validate_recipe
-from rlkd.recipe.schema import BpeTokenizer
+from rlkd.recipe.models import BpeTokenizer
 from rlkd.records import Example
 
 REPOSITORY = Path(__file__).resolve().parents[2]

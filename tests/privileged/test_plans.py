@@ -378,7 +378,7 @@ def test_rltf_loss_adds_its_terms(make_recipe: Make) -> None:
 
 def test_alignment_over_another_tokenizer_covers_the_text_and_the_end(tokenizer: Any, gsm8k: list[Example]) -> None:
     from rlkd.models.tokenizer import build_tokenizer
-    from rlkd.recipe.schema import CharTokenizer
+    from rlkd.recipe.models import CharTokenizer
 
     chars = build_tokenizer(CharTokenizer(), (), 512)
     aligner = Aligner.of(tokenizer, chars)
@@ -475,7 +475,7 @@ def test_debiased_alm_counts_the_policys_own_belief_that_a_chunk_is_over() -> No
 
 def test_tokens_that_begin_a_word_or_end_the_text(tokenizer: Any) -> None:
     from rlkd.models.tokenizer import build_tokenizer
-    from rlkd.recipe.schema import CharTokenizer
+    from rlkd.recipe.models import CharTokenizer
 
     starts = starts_pretoken(tokenizer)
     assert starts[tokenizer.eos_token_id]

@@ -16,7 +16,7 @@ from reward.protocol import ROLLOUT_FIELDS, Verifier, rollout_reads
 from reward.verdict import Verdict
 from rlkd.data.reasoning_gym import load_reasoning_gym
 from rlkd.errors import VerifierError
-from rlkd.recipe.schema import ReasoningGymData
+from rlkd.recipe.data import ReasoningGymData
 from rlkd.records import PrivilegedPrompt, RolloutGroup
 from rlkd.trainer.context import Run
 

@@ -11,8 +11,8 @@ from transformers import LlamaConfig
 from rlkd.errors import RecipeError
 from rlkd.models import check_windows, context_length
 from rlkd.recipe import Recipe, load_recipe, validate_recipe
+from rlkd.recipe.models import ScratchModel, TeacherSpec
 from rlkd.recipe.privileged_checks import teacher_prompt_budget
-from rlkd.recipe.schema import ScratchModel, TeacherSpec
 from rlkd.trainer.eval_command import _fitted
 
 ROOT = Path(__file__).parents[2]
