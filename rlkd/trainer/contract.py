@@ -10,6 +10,12 @@ from typing import Any
 
 from rlkd.errors import RolloutError, TeacherError
 from rlkd.recipe import Recipe
+from rlkd.records import TrainRow
+from rlkd.trainer.context import Run
+from rlkd.trainer.fleet import Fleet, Sampling, Sequences, sample, score
+from rlkd.trainer.learners import Learners
+from rlkd.trainer.sampling import derive_seed
+from rlkd.trainer.teachers import TeacherPanel
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,50 @@ def compare(
             "Check engine.dtype and learner.precision, the temperature, and that the model's attention is supported"
         )
     return mean, peak
+
+
+def check_contract(run: Run, rollouts: Fleet, learners: Learners, teacher: TeacherPanel | None) -> None:
+    """Same tokens, known weights, every path: learner, rollout engine (sampled and prompt), teacher."""
+    bounds = Bounds.of(run.recipe)
+    prompts = run.train_prompts[:4]
+    seeds = [derive_seed(run.recipe.seed, "contract", index) for index in range(len(prompts))]
+    sampling = Sampling(2, run.recipe.rollout.temperature, min(32, run.recipe.rollout.max_new_tokens))
+    groups = sample(rollouts, prompts, seeds, sampling, run.tokenizer).groups()
+    rows = [
+        TrainRow(index, group.prompt.token_ids, r.completion_ids, r.rollout_logprobs, advantage=0.0)
+        for index, group in enumerate(groups)
+        for r in group.rollouts
+    ]
+    sequences = [(row.prompt_ids, row.completion_ids) for row in rows]
+    learned = learners.call("score", rows)
+    sampled = [row.rollout_logprobs for row in rows]
+    names = ("the rollout engine's sampling log-probs", "the learner's")
+    mean, peak = compare(sampled, learned, names=names, bounds=bounds)
+    text = f"sampled vs learner: mean {mean:.1e}, max {peak:.1e}"
+    if run.recipe.rollout.temperature == 1.0:
+        dealt = score(rollouts, sequences)
+        prompted = dealt.in_order(dealt.results())
+        compare(prompted, learned, names=("the rollout engine's prompt log-probs", "the learner's"), bounds=bounds)
+    if teacher is not None and teacher.shares_tokens:
+        text += _check_teachers(teacher, learners, sequences, bounds)
+    run.console.status(f"scoring contract holds ({text} nats)")
+
+
+def _check_teachers(teacher: TeacherPanel, learners: Learners, sequences: Sequences, bounds: Bounds) -> str:
+    """Every teacher whose weights are here against the learner's pass on them; a server must answer at all."""
+    text = ""
+    for name, fleet in teacher.fleets.items():
+        dealt = score(fleet, sequences)
+        found = dealt.in_order(dealt.results())
+        if name in teacher.folders:
+            call = learners.workers[0].submit("score_with", str(teacher.folders[name]), sequences)
+            known = call.result(teacher.recipe.cluster.step_deadline_s)
+            names = (f"the teacher worker ({name})", "the learner's forward pass on the teacher's weights")
+            mean, peak = compare(found, known, names=names, bounds=bounds)
+            text += f"; {name} vs learner's pass: mean {mean:.1e}, max {peak:.1e}"
+        else:
+            text += f"; {name} answers"
+    return text
 
 
 def check_teacher_tokenizer(policy: Path, teacher: Path) -> None:

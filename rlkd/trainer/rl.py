@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reward.verdict import Verdict
 from rlkd.checkpoint import Checkpoint, Checkpoints
 from rlkd.cluster import gather
 from rlkd.errors import RolloutError
@@ -24,15 +22,16 @@ from rlkd.records import Rollout, RolloutGroup, TrainRow
 from rlkd.trainer.assemble import Judged, plan_updates
 from rlkd.trainer.console import Bar
 from rlkd.trainer.context import Run
-from rlkd.trainer.contract import Bounds, check_same_tokens, check_teacher_tokenizer, compare
+from rlkd.trainer.contract import Bounds, check_contract, check_same_tokens, check_teacher_tokenizer
 from rlkd.trainer.early_stop import EarlyStop
-from rlkd.trainer.fleet import Fleet, Sampled, Sampling, Sequences, sample, score
+from rlkd.trainer.fleet import Fleet, Sampled, Sampling, sample
 from rlkd.trainer.learners import Learners
 from rlkd.trainer.plan import StepPlan
 from rlkd.trainer.plans import build_plan
 from rlkd.trainer.publication import Publication, probe_of
 from rlkd.trainer.rollout_log import RolloutLog
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
+from rlkd.trainer.step_figures import Clock, headline, outcome
 from rlkd.trainer.teachers import TeacherPanel
 
 
@@ -66,20 +65,20 @@ class RlTrainer:
         started = self._restore(latest) if latest else 0
         self.publication.publish(self.rollouts, self.version)
         if latest is None:
-            self._check_contract()
+            check_contract(run, self.rollouts, self.learners, self.teacher)
             self._watch()
         log = run.open_metrics(latest)
         rollout_log = RolloutLog(run.folder.path / "rollouts", run.recipe.log, run.tokenizer)
         with closing(log), run.console.bar(self.stage.name, self.stage.steps) as bar:
-            for step in range(started, self.stage.steps):
-                row = self._step(step, rollout_log, bar)
-                log.write(row)
-                if self._after_step(step + 1, checkpoints, log):
-                    break
+            done, stops = started, False
+            while done < self.stage.steps and not stops:
+                log.write(self._step(done, rollout_log, bar))
+                done += 1
+                stops = self._after_step(done, checkpoints, log)
             run.metrics_position = log.position()
-        best = self._write_output(step + 1, output)
+        best = self._write_output(done, output)
         self._stop()
-        return {"steps": step + 1} | best
+        return {"steps": done} | best
 
     def _after_step(self, step: int, checkpoints: Checkpoints, log: MetricsLog) -> bool:
         """Keep what must be kept. Returns: whether the stage ends here, before its last step."""
@@ -141,49 +140,6 @@ class RlTrainer:
             folders = {name: str(folder) for name, folder in self.teacher.folders.items()}
             gather(self.learners.submit("hold_heads", folders), cluster.start_deadline_s)
 
-    def _check_contract(self) -> None:
-        """Same tokens, known weights, every path: learner, rollout engine (sampled and prompt), teacher."""
-        run, bounds = self.run, Bounds.of(self.run.recipe)
-        prompts = run.train_prompts[:4]
-        seeds = [derive_seed(run.recipe.seed, "contract", index) for index in range(len(prompts))]
-        sampling = Sampling(2, run.recipe.rollout.temperature, min(32, run.recipe.rollout.max_new_tokens))
-        groups = sample(self.rollouts, prompts, seeds, sampling, run.tokenizer).groups()
-        rows = [
-            TrainRow(index, group.prompt.token_ids, r.completion_ids, r.rollout_logprobs, advantage=0.0)
-            for index, group in enumerate(groups)
-            for r in group.rollouts
-        ]
-        sequences = [(row.prompt_ids, row.completion_ids) for row in rows]
-        learned = self.learners.call("score", rows)
-        sampled = [row.rollout_logprobs for row in rows]
-        names = ("the rollout engine's sampling log-probs", "the learner's")
-        mean, peak = compare(sampled, learned, names=names, bounds=bounds)
-        text = f"sampled vs learner: mean {mean:.1e}, max {peak:.1e}"
-        if run.recipe.rollout.temperature == 1.0:
-            dealt = score(self.rollouts, sequences)
-            prompted = dealt.in_order(dealt.results())
-            compare(prompted, learned, names=("the rollout engine's prompt log-probs", "the learner's"), bounds=bounds)
-        if self.teacher is not None and self.teacher.shares_tokens:
-            text += self._check_teachers(sequences, bounds)
-        run.console.status(f"scoring contract holds ({text} nats)")
-
-    def _check_teachers(self, sequences: Sequences, bounds: Bounds) -> str:
-        """Every teacher whose weights are here against the learner's pass on them; a server must answer at all."""
-        assert self.teacher is not None
-        text = ""
-        for name, fleet in self.teacher.fleets.items():
-            dealt = score(fleet, sequences)
-            found = dealt.in_order(dealt.results())
-            if name in self.teacher.folders:
-                call = self.learners.workers[0].submit("score_with", str(self.teacher.folders[name]), sequences)
-                known = call.result(self.run.recipe.cluster.step_deadline_s)
-                names = (f"the teacher worker ({name})", "the learner's forward pass on the teacher's weights")
-                mean, peak = compare(found, known, names=names, bounds=bounds)
-                text += f"; {name} vs learner's pass: mean {mean:.1e}, max {peak:.1e}"
-            else:
-                text += f"; {name} answers"
-        return text
-
     @property
     def rollouts(self) -> Fleet:
         if self.run.rollouts is None:
@@ -194,7 +150,7 @@ class RlTrainer:
 
     def _step(self, step: int, rollout_log: RolloutLog, bar: Bar) -> dict[str, Any]:
         run, recipe = self.run, self.run.recipe
-        clock = _Clock()
+        clock = Clock()
         groups = self._groups(step)
         clock.lap("generate_s")
         self._check_versions(groups, step)
@@ -215,11 +171,11 @@ class RlTrainer:
         clock.lap("publish_s")
         self._check_gap(figures, step)
         row = {"stage": self.stage.name, "step": step + 1, "policy_version": self.version}
-        row |= _outcome(judged, rows) | method_figures | figures | clock.seconds
+        row |= outcome(judged, rows) | method_figures | figures | clock.seconds
         row |= self._throughput(judged, clock.total, further=int(method_figures.get("second_turn_tokens", 0)))
         row |= self._evaluate(step + 1)
         rollout_log.write(step + 1, judged, rows, kept, self.plan.notes)
-        bar.update(step + 1, _headline(row))
+        bar.update(step + 1, headline(row))
         return row
 
     def _evaluate(self, step: int) -> dict[str, Any]:
@@ -347,54 +303,6 @@ class RlTrainer:
             self.teacher.stop()
 
 
-class _Clock:
-    """Seconds of each part of a step."""
-
-    def __init__(self) -> None:
-        self.begun = self.last = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self.last
-        self.last = now
-
-    @property
-    def total(self) -> float:
-        return time.perf_counter() - self.begun
-
-
 def _rollout(item: dict[str, Any]) -> Rollout:
     lists = {name: tuple(item[name]) for name in ("completion_ids", "rollout_logprobs")}
     return Rollout(**{**item, **lists})
-
-
-def _outcome(judged: Judged, rows: Sequence[TrainRow]) -> dict[str, float]:
-    """Reward, pass rate, lengths and the share of groups without contrast."""
-    rows = rows[: len(judged.verdicts)]  # what follows are further views and turns of the same rollouts
-    scored = [v for v in judged.verdicts if v.score is not None]
-    scores = [float(v.score or 0.0) for v in scored]
-    lengths = [len(row.completion_ids) for row in rows]
-    index, flat = 0, 0
-    for group in judged.groups:
-        found: list[Verdict] = judged.verdicts[index : index + len(group.rollouts)]
-        index += len(group.rollouts)
-        flat += len({v.score for v in found if v.score is not None}) <= 1
-    truncated = sum(r.truncated for group in judged.groups for r in group.rollouts)
-    return {
-        "reward": sum(float(v.reward or 0.0) for v in scored) / max(1, len(scored)),
-        "pass_rate": sum(score >= 1.0 for score in scores) / max(1, len(scores)),
-        "abstained": float(len(judged.verdicts) - len(scored)),
-        "completion_tokens": sum(lengths) / max(1, len(lengths)),
-        "truncated": truncated / max(1, len(rows)),
-        "zero_variance_groups": flat / max(1, len(judged.groups)),
-        "staleness": max(row.staleness for row in rows),
-    }
-
-
-def _headline(row: dict[str, Any]) -> str:
-    parts = [f"reward {row['reward']:.3f}", f"pass {row['pass_rate']:.0%}", f"len {row['completion_tokens']:.0f}"]
-    if "kl_to_teacher" in row:
-        parts.append(f"KL {row['kl_to_teacher']:.3f}")
-    parts += [f"H {row.get('entropy', 0.0):.2f}", f"gap {row.get('rollout_policy_logprob_gap/mean', 0.0):.0e}"]
-    return "  ".join([*parts, f"{row['tokens_per_s']:,.0f} tok/s"])

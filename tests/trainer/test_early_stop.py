@@ -117,6 +117,7 @@ def new_trainer(
         (output / "weights").write_text(str(self.workers[0].made))
 
     monkeypatch.setattr(rl, "gather", lambda calls, _: calls)
+    monkeypatch.setattr(rl, "check_contract", lambda *_: None)
     monkeypatch.setattr(Learners, "write_policy", write)
     raw = recipe.model_dump(mode="json")
     raw["eval"] |= {"every": 2, "early_stop": {"patience": 2}}
@@ -148,8 +149,7 @@ def _trainer(run: Run, accuracy: Sequence[float], kill: int) -> RlTrainer:
 
     trainer._step = step  # type: ignore[method-assign, assignment]
     trainer.publication = SimpleNamespace(publish=lambda *_: None)  # type: ignore[assignment]
-    for name in ("_start_workers", "_check_contract"):
-        setattr(trainer, name, lambda: None)
+    trainer._start_workers = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
@@ -194,3 +194,13 @@ def test_a_killed_stage_ends_as_an_undisturbed_one(tmp_path: Path, new_trainer: 
     with pytest.raises(_KilledError):
         new_trainer(disturbed, RISE_AND_FALL, kill=kill).train(disturbed / "policy")
     assert _run(disturbed, new_trainer(disturbed, RISE_AND_FALL)) == wanted
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_stage_without_a_step_left_hands_on_its_policy(tmp_path: Path, new_trainer: NewTrainer) -> None:
+    """Killed in the fifth step with a checkpoint at the fourth, continued as a stage of four steps."""
+    with pytest.raises(_KilledError):
+        new_trainer(_place(tmp_path), RISE_AND_FALL, kill=4).train(tmp_path / "policy")
+    result, weights, rows = _run(tmp_path, new_trainer(tmp_path, RISE_AND_FALL[:5]))
+    assert (result, weights) == ({"steps": 4, "stopped_early": False, "best_step": 4}, "4")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
