@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,9 +14,10 @@ from rlkd.data.token_bytes import starts_pretoken
 from rlkd.divergences import Kind
 from rlkd.errors import NumericsError, RolloutError
 from rlkd.learner.deepspeed_engine import DeepSpeedEngine
+from rlkd.learner.figures import Counts, Kept, StepPass, add_figure, add_gap, peak_memory_gib
 from rlkd.learner.loss import Denominators, Signals, build_loss
 from rlkd.learner.packing import MicroBatch, blank, pack, plan_micro_batches, score_rows
-from rlkd.learner.policy import PackedPolicy, load_causal_lm
+from rlkd.learner.policy import DTYPES, PackedPolicy, load_causal_lm, with_adapters
 from rlkd.learner.privileged_loss import ContextSignals, contexts
 from rlkd.learner.schedule import learning_rate
 from rlkd.learner.teaching import SelfTeaching, Teaching, needs_copy, read_heads, self_teacher_of
@@ -29,10 +29,6 @@ from rlkd.records import Chunks, Term, TrainRow
 if TYPE_CHECKING:  # the module imports vLLM, which the object store does without
     from rlkd.learner.sending import WeightSender
 
-Counts = dict[str, tuple[float, float]]  # name -> (sum, count)
-Kept = dict[int, list[float]]  # rollout index -> policy_logprobs
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Update:
@@ -41,17 +37,6 @@ class Update:
     rows: tuple[TrainRow, ...]
     denominators: Denominators
     micro_batches: int  # the same on every rank: ranks with fewer pad with empty passes
-
-
-@dataclass
-class StepPass:
-    """What one step collects on one rank."""
-
-    step: int
-    proximal: Kept
-    keep: int
-    counts: Counts = field(default_factory=dict)
-    kept: Kept = field(default_factory=dict)
 
 
 class Learner:
@@ -67,7 +52,7 @@ class Learner:
         precision = recipe.learner.precision or "fp32"
         model = load_causal_lm(folder, dtype=DTYPES[precision])
         self.tied = bool(model.config.tie_word_embeddings)
-        model = _with_lora(recipe, model)
+        model = with_adapters(model, recipe.learner.lora)
         if recipe.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
@@ -193,7 +178,7 @@ class Learner:
             entropy = batch.scatter(output.entropy)
             add_figure(counts, "entropy", float(entropy[mask].sum()), float(mask.sum()))
         if first:
-            _add_gap(counts, signals)
+            add_gap(counts, signals)
         for row, values in zip(batch.rows, signals.proximal_logprobs, strict=True):
             if 0 <= row.index < pass_.keep and row.index not in pass_.kept:
                 pass_.kept[row.index] = values[: len(row.completion_ids)].tolist()
@@ -337,44 +322,3 @@ class Learner:
             return None
         model = load_causal_lm(folder, dtype=dtype).to(self.engine.device).eval().requires_grad_(False)
         return PackedPolicy(model, temperature=self.recipe.rollout.temperature)
-
-
-def _with_lora(recipe: Recipe, model: Any) -> Any:
-    lora = recipe.learner.lora
-    if lora is None:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
-
-
-def peak_memory_gib() -> float:
-    """Largest resident (CPU) or allocated (GPU) memory of this process so far."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated()) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def add_figure(counts: Counts, name: str, total: float, count: float) -> None:
-    before = counts.get(name, (0.0, 0.0))
-    counts[name] = (before[0] + total, before[1] + count)
-
-
-def _add_gap(counts: Counts, signals: Signals) -> None:
-    """Rollout engine against learner on the same tokens: mean and max of |difference|, and KL(rollout || policy)."""
-    mask = signals.response_mask
-    if not bool(mask.any()):
-        return
-    log_ratio = (signals.policy_logprobs.detach() - signals.rollout_logprobs)[mask].double()
-    count = float(mask.sum())
-    add_figure(counts, "rollout_policy_logprob_gap/mean", float(log_ratio.abs().sum()), count)
-    add_figure(counts, "rollout_policy_logprob_gap/kl", float((log_ratio.exp() - 1 - log_ratio).sum()), count)
-    peak = "rollout_policy_logprob_gap/max"
-    counts[peak] = (max(counts.get(peak, (0.0, 1.0))[0], float(log_ratio.abs().max())), 1.0)

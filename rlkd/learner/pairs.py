@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from rlkd import objectives
-from rlkd.learner.learner import Learner, StepPass, Update, add_figure
+from rlkd.learner.figures import StepPass, add_figure
+from rlkd.learner.learner import Learner, Update
 from rlkd.learner.packing import MicroBatch
 from rlkd.recipe import Recipe
 from rlkd.recipe.objectives import GrpoObjective

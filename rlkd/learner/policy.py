@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from rlkd.learner import attention
 from rlkd.learner.comparison import Comparison, Head, compare
 from rlkd.learner.packing import MicroBatch
+from rlkd.recipe.schema import LoraSpec
 from rlkd.tensors import chunked_logprobs
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class PolicyOutput(NamedTuple):
@@ -86,3 +89,19 @@ def load_causal_lm(folder: str | Path, *, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention.register())
+
+
+def with_adapters(model: Any, lora: LoraSpec | None) -> Any:
+    """The model, wrapped by peft where the recipe has a ``learner.lora``."""
+    if lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config, autocast_adapter_dtype=False)

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkd.learner.learner import Counts, Kept, Learner, Update
+import torch
+
+from rlkd.learner.figures import Counts, Kept
+from rlkd.learner.learner import Learner, Update
+from rlkd.learner.packing import score_sequences
+from rlkd.learner.pairs import PairLearner
+from rlkd.learner.policy import DTYPES, PackedPolicy, load_causal_lm
 from rlkd.recipe import Recipe
 from rlkd.recipe.schema import OfflineStage
 from rlkd.records import TrainRow
@@ -15,8 +21,6 @@ from rlkd.records import TrainRow
 
 def join_process_group(rank: int, world_size: int, address: tuple[str, int]) -> None:
     """Set the rank variables that torch, accelerate and DeepSpeed read, and meet the other ranks."""
-    import torch
-
     host, port = address
     os.environ.update(
         RANK=str(rank),
@@ -45,8 +49,6 @@ class LearnerWorker:
         offline: Mapping[str, Any] | None = None,
     ) -> None:
         """``offline``: the offline stage to learn for; default: the recipe's RL objective."""
-        import torch
-
         join_process_group(rank, world_size, address)
         torch.manual_seed(int(recipe["seed"]))
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -56,8 +58,6 @@ class LearnerWorker:
         if offline is None:
             self.learner: Learner = Learner(spec, Path(folder), **options)
         else:
-            from rlkd.learner.pairs import PairLearner
-
             self.learner = PairLearner(spec, Path(folder), stage=OfflineStage.model_validate(offline), **options)
 
     def train_step(self, updates: Sequence[Update], *, step: int, keep: int = 0) -> tuple[Counts, Kept]:
@@ -77,10 +77,6 @@ class LearnerWorker:
 
     def score_with(self, folder: str, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Log-probs of another model through the learner's own forward pass (the contract's known weights)."""
-        from rlkd.learner.learner import DTYPES
-        from rlkd.learner.packing import score_sequences
-        from rlkd.learner.policy import PackedPolicy, load_causal_lm
-
         recipe, device = self.learner.recipe, self.learner.engine.device
         model = load_causal_lm(folder, dtype=DTYPES[recipe.learner.precision or "fp32"]).to(device).eval()
         policy = PackedPolicy(model, temperature=recipe.rollout.temperature)
