@@ -10,7 +10,7 @@ from rlkd.recipe.models import ScratchModel, TeacherSpec
 from rlkd.recipe.offline_checks import CHECKS as OFFLINE_CHECKS
 from rlkd.recipe.privileged_checks import CHECKS as PRIVILEGED_CHECKS
 from rlkd.recipe.privileged_checks import separate_teachers
-from rlkd.recipe.schema import Recipe, RlStage, SftStage
+from rlkd.recipe.schema import EvalSpec, Recipe, RlStage, SftStage
 
 Check = Callable[[Recipe], Iterator[str]]
 
@@ -154,8 +154,9 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
         yield f"eval.samples: {recipe.eval.samples} greedy samples are all the same; write a temperature above 0"
     if recipe.eval.top_p < 1 and recipe.eval.temperature == 0:
         yield f"eval.top_p: {recipe.eval.top_p} has no effect on greedy samples; write a temperature above 0"
-    if recipe.eval.every and recipe.data.eval is None:
-        yield f"eval.every: {recipe.eval.every}, but there is no data.eval"
+    unread = [f"eval.{name}" for name, given in recipe.eval if given != EvalSpec.model_fields[name].default]
+    if unread and recipe.data.eval is None:
+        yield f"{', '.join(unread)}: no effect, since there is no data.eval; write data.eval, or eval: {{}}"
     if recipe.eval.every and all(isinstance(stage, SftStage) for stage in recipe.stages):
         yield f"eval.every: {recipe.eval.every} has no effect without a stage of kind 'rl' or 'offline'; leave it out"
     if recipe.eval.early_stop is not None and not recipe.eval.every:

@@ -51,11 +51,12 @@ class EvalJob:
             else {"kind": "pretrained", "path": self.model}
         )
         verifier = {"name": card.verifier} if isinstance(card.verifier, str) else dict(card.verifier)
+        problems = {"kind": "card", "name": self.card, "stop": self.stop}
         raw = {
             "name": f"eval-{card.name}",
             "seed": self.seed,
             "policy": policy,
-            "data": {"train": {"kind": "card", "name": self.card, "stop": self.stop}, "prompt": card.prompt_template},
+            "data": {"train": problems, "eval": problems, "prompt": card.prompt_template},
             "verifier": {"kind": verifier.pop("name"), "options": verifier},
             "rollout": {"max_prompt_tokens": self.max_prompt_tokens, "max_new_tokens": self.max_new_tokens},
             "eval": {"samples": self.samples, "temperature": self.temperature, "top_p": self.top_p},
@@ -77,7 +78,7 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
         parts = out / "stages" / f"eval-{fingerprint(model)}" / "sampled"
         recipe = _fitted(recipe, model)
         tokenizer = load_tokenizer(model)
-        loaded = load_sources(recipe.data.train, where=f"card {job.card}", root=Path.cwd())
+        loaded = load_sources(recipe.data.eval or (), where=f"card {job.card}", root=Path.cwd())
         builder = PromptBuilder(tokenizer, recipe.data)
         prompts, long = builder.prompts(loaded.examples, max_tokens=recipe.rollout.max_prompt_tokens)
         for reason, count in (loaded.excluded + long).items():

@@ -14,6 +14,7 @@ OVERRIDES = [
     "stages=[{kind: rl, name: grpo, steps: 8}]",
     "data.train.size=64",
     "data.eval=null",
+    "eval={}",
     "data.check_golds=false",
     "verifier={kind: 'judges:even_length'}",  # an untrained policy has to be right sometimes
     "rollout.prompts_per_step=4",

@@ -62,6 +62,11 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
         (["rollout.top_p=0.9", "stages=[]"], "rollout.top_p/top_k: 0.9/0 has no effect without an RL stage"),
         (["eval.top_p=0.9", "eval.temperature=0"], "eval.top_p: 0.9 has no effect on greedy samples"),
         (["eval.every=2", "stages=[{kind: sft, steps: 3}]"], "eval.every: 2 has no effect without a stage of kind"),
+        (
+            ["data.eval=null"],
+            "eval.samples, eval.temperature: no effect, since there is no data.eval; write data.eval, or",
+        ),
+        (["data.eval=null", "eval={every: 5}"], "eval.every: no effect, since there is no data.eval"),
         (["rollout.max_prompt_tokens=900"], "exceeds policy.context_length"),
         (["teacher=null"], "objective.kind: 'kdrl' needs a teacher"),
         (["teacher.model.tokenizer={kind: char}"], "differs from policy.tokenizer"),
@@ -87,6 +92,10 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
 )
 def test_contradictions_are_found_before_anything_starts(overrides: list[str], said: str) -> None:
     assert said in fault(*overrides)
+
+
+def test_a_recipe_without_evaluation_leaves_its_section_empty() -> None:
+    assert load_recipe(KDRL, ["data.eval=null", "eval={}"]).data.eval is None
 
 
 def test_options_need_a_place_in_the_prompt_and_a_verifier_of_letters() -> None:

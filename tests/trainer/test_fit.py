@@ -31,7 +31,7 @@ PAIRS = ("cluster.placement=colocated", "cluster.rollout_workers=4", "cluster.le
         (recipe(*WIDE), 4 + 2 * 2 + 1 * 2),
         (recipe(*WIDE, "teacher.engine=transformers"), 4 + 2 * 2 + 1),
         (recipe(*WIDE[:2], "teacher.engine=transformers"), 2 * 2 + 2 * 2),  # engines of the SFT teacher's evaluation
-        (recipe(*WIDE[:2], "teacher.engine=transformers", "data.eval=null"), 2 * 2 + 1 + 1),
+        (recipe(*WIDE[:2], "teacher.engine=transformers", "data.eval=null", "eval={}"), 2 * 2 + 1 + 1),
         (recipe(*WIDE, "cluster.teacher_workers=3"), 4 + 2 * 2 + 3 * 2),
         (recipe(*PAIRS), 4 + 1),  # learner and engine of a pair are counted once
         (recipe(*WIDE, name="grpo"), 4 + 2 * 2),  # no teacher
