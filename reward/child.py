@@ -68,9 +68,6 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
     def await_ready(self) -> None:
         """Wait until the verifier is built in there. Raises: VerifierError when it cannot be."""
         if self._ready:
@@ -85,6 +82,15 @@ class Child:
 
     def send_jobs(self, jobs: list[tuple[int, str, Any, Any]]) -> None:
         self._send(jobs)
+
+    def answers(self) -> bool:
+        """Whether it still works. One that is being killed may look alive for a moment, but answers nothing more."""
+        try:
+            self.send_jobs([])
+            self.receive(START_LIMIT_S)
+        except (ChildTimeoutError, ChildDiedError):
+            return False
+        return True
 
     def receive(self, limit_s: float) -> dict[str, Any]:
         """The next frame. Raises: ChildTimeoutError, ChildDiedError."""

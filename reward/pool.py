@@ -257,13 +257,10 @@ class VerifierPool:
 
 
 def _is_ready(child: Child) -> bool:
-    """Whether a spare came up and is still there; one that did not is put away."""
-    try:
+    """Whether a spare came up and still works; one that does not is put away."""
+    with contextlib.suppress(VerifierError):
         child.await_ready()
-    except VerifierError:
-        child.kill()
-        return False
-    if not child.alive():
-        child.kill()
-        return False
-    return True
+        if child.answers():
+            return True
+    child.kill()
+    return False

@@ -94,7 +94,10 @@ def main() -> None:
         return
     write_frame(sink, json.dumps({"ready": verifier.name, "reads": reads}).encode())
     while (frame := read_frame(source)) is not None:
-        for token, kind, completion, example in pickle.loads(frame):
+        jobs = pickle.loads(frame)
+        if not jobs:  # asked whether it is there
+            write_frame(sink, b"{}")
+        for token, kind, completion, example in jobs:
             write_frame(sink, frame_of(token, *judge(verifier, kind, completion, example)))
 
 

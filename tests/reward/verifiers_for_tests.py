@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,21 @@ def always(completion: str, example: dict[str, Any]) -> bool:  # noqa: ARG001
 
 def never(completion: str, example: dict[str, Any]) -> bool:  # noqa: ARG001
     return False
+
+
+class Heavy:
+    """Its process takes a moment to die: the kernel frees the memory first."""
+
+    name = "heavy"
+
+    def __init__(self) -> None:
+        self.ballast = b"x" * 2**28
+
+    def verify(self, completion: str, example: Mapping[str, Any]) -> Verdict:  # noqa: ARG002
+        return Verdict.right()
+
+    def check_gold(self, example: Mapping[str, Any]) -> Verdict:  # noqa: ARG002
+        return Verdict.right()
 
 
 READY = "not a verifier"
