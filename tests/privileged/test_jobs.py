@@ -22,25 +22,25 @@ SMALL = [
 ]
 TEACHER = ["stages.sft-teacher.steps=4", "stages.sft-teacher.optim={lr: 1.0e-3}"]
 GROUP = ["rollout.group_size=4"]
+UNMEASURED = ["data.eval=null", "eval={}"]
+OPD = [*GROUP, *UNMEASURED, "stages=[{kind: rl, name: kdrl, steps: 2}]", "objective={kind: opd}"]
+# what other runs show as well is left out of each: fine-tuning first, and evaluations (each of a teacher is an engine)
 RECIPES = {
     "opsd.yaml, adapters": [
         "stages.opsd.steps=2", "learner.lora={rank: 4}", "eval.every=1", "eval.samples=1", "eval.temperature=0.0",
         "eval.early_stop={patience: 5, length_quarter: 4}",
     ],
-    "pi_distill": [*GROUP, "stages.pi_distill.steps=2"],
+    "pi_distill": [*GROUP, *UNMEASURED, "stages=[{kind: rl, name: pi_distill, steps: 2}]"],
     "rltf_sd.yaml, with critiques": [
-        *GROUP, "stages.rltf-sd.steps=2", "objective.feedback_coef={kind: constant, value: 0.2}",
+        *GROUP, *UNMEASURED, "stages.rltf-sd.steps=2", "objective.feedback_coef={kind: constant, value: 0.2}",
     ],
     # warmed up until it writes whole characters: a row whose bytes are no text has nothing to align
     "alm.yaml, debiased": [
         *TEACHER, "stages.sft.steps=80", "stages.sft.optim={lr: 3.0e-3}", "stages.alm.steps=2", "objective.debias=0.1",
         "teacher.engine=transformers",
     ],
-    "kdrl.yaml, hidden": [
-        *TEACHER, *GROUP, "stages.kdrl.steps=2", "objective={kind: opd}", "teacher.transport=hidden",
-        "teacher.engine=transformers",
-    ],
-    "kdrl.yaml, top_k": [*TEACHER, *GROUP, "stages.kdrl.steps=2", "objective={kind: opd}", "teacher.transport=top_k"],
+    "kdrl.yaml, hidden": [*OPD, "teacher.transport=hidden", "teacher.engine=transformers"],
+    "kdrl.yaml, top_k": [*OPD, "teacher.transport=top_k"],
 }  # fmt: skip
 FIGURES = {
     "opsd.yaml, adapters": ["divergence", "clipped_share", "eval/watched"],
