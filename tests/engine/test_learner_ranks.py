@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkd.cluster import Cluster, Worker, gather
+from rlkd.cluster import Cluster, gather
 from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import split_groups
@@ -71,67 +70,78 @@ def pair_updates(ranks: int, budget: int) -> list[list[Update]]:
     return [list(share) for share in zip(*updates, strict=True)]
 
 
-@contextmanager
-def learners(
-    cluster: Cluster,
-    recipe: Recipe,
-    folder: Path,
-    *,
-    ranks: int,
-    zero: int,
-    budget: int,
-    updates: int = 1,
-    lora: dict[str, Any] | None = None,
-    offline: OfflineStage | None = None,
-) -> Iterator[tuple[list[Worker], list[list[Update]]]]:
-    """Started ranks, and each one's updates of the rows above, or of the pairs below."""
-    raw = recipe.model_dump(mode="json")
-    raw["learner"] |= {"zero_stage": zero, "tokens_per_micro_batch": budget, "updates_per_step": updates, "lora": lora}
-    chosen = validate_recipe(raw, where="test")
-    workers = [cluster.spawn(f"LearnerWorker-{ranks}-{zero}-{budget}-{rank}") for rank in range(ranks)]
-    options: dict[str, Any] = {"world_size": ranks, "address": cluster.address(workers[0]), "total_updates": updates}
-    options["offline"] = None if offline is None else offline.model_dump(mode="json")
-    gather(
-        [
-            cluster.build(w, "rlkd.learner.worker:LearnerWorker", raw, str(folder), rank=rank, **options)
-            for rank, w in enumerate(workers)
-        ],
-        300.0,
-    )
-    planned = plan_updates(chosen, rows(), ranks=ranks) if offline is None else pair_updates(ranks, budget)
-    yield workers, planned
-    for worker in workers:
-        cluster.stop(worker)
+class Ranks:
+    """A process group of one or two ranks; each call makes its learners anew, in the same processes."""
 
+    def __init__(self, cluster: Cluster, recipe: Recipe, folder: Path, count: int) -> None:
+        self.cluster, self.recipe, self.folder, self.count = cluster, recipe, folder, count
+        self.workers = [cluster.spawn(f"ranks-{count}-{rank}") for rank in range(count)]
+        address = cluster.address(self.workers[0])
+        self._build("rlkd.learner.worker:join_process_group", world_size=count, address=address)
 
-def gradients(cluster: Cluster, recipe: Recipe, folder: Path, **layout: int) -> dict[str, Tensor]:
-    with learners(cluster, recipe, folder, **layout) as (workers, shares):  # type: ignore[arg-type]
-        calls = [w.submit("gradients", share[0], step=0) for w, share in zip(workers, shares, strict=True)]
-        return dict(gather(calls, 300.0)[0])
+    def _build(self, target: str, *given: Any, **options: Any) -> None:
+        """Call ``target`` in every rank's process; what it returns takes the calls that follow."""
+        calls = [self.cluster.build(w, target, *given, rank=rank, **options) for rank, w in enumerate(self.workers)]
+        gather(calls, 300.0)
 
+    def learners(
+        self,
+        *,
+        zero: int,
+        budget: int,
+        updates: int = 1,
+        lora: dict[str, Any] | None = None,
+        offline: OfflineStage | None = None,
+    ) -> list[list[Update]]:
+        """Make each rank's learner. Returns: each one's updates of the rows above, or of the pairs."""
+        raw = self.recipe.model_dump(mode="json")
+        raw["learner"] |= {"zero_stage": zero, "tokens_per_micro_batch": budget, "updates_per_step": updates}
+        raw["learner"]["lora"] = lora
+        chosen = validate_recipe(raw, where="test")
+        gather([self.cluster.build(w, "torch:manual_seed", 0) for w in self.workers], 60.0)  # new adapters are drawn
+        options: dict[str, Any] = {"world_size": self.count, "total_updates": updates}
+        if offline is None:
+            self._build("rlkd.learner.learner:Learner", chosen, self.folder, **options)
+            return plan_updates(chosen, rows(), ranks=self.count)
+        self._build("rlkd.learner.pairs:PairLearner", chosen, self.folder, stage=offline, **options)
+        return pair_updates(self.count, budget)
 
-def trained(cluster: Cluster, recipe: Recipe, folder: Path, **layout: int) -> dict[str, Tensor]:
-    with learners(cluster, recipe, folder, **layout) as (workers, shares):  # type: ignore[arg-type]
-        gather([w.submit("train_step", share, step=0) for w, share in zip(workers, shares, strict=True)], 120.0)
-        return dict(gather([w.submit("export_weights") for w in workers], 120.0)[0][0])
+    def call(self, method: str, given: Sequence[Any], **options: Any) -> Any:
+        """``method`` on every rank, each with its own of ``given``. Returns: rank 0's answer."""
+        ranked = zip(self.workers, given, strict=True)
+        return gather([worker.submit(method, own, **options) for worker, own in ranked], 300.0)[0]
+
+    def gradients(self, *, zero: int, budget: int) -> dict[str, Tensor]:
+        shares = self.learners(zero=zero, budget=budget)
+        return dict(self.call("gradients", [share[0] for share in shares], step=0))
+
+    def trained(self, *, zero: int, budget: int, updates: int) -> dict[str, Tensor]:
+        self.call("train_step", self.learners(zero=zero, budget=budget, updates=updates), step=0)
+        return dict(gather([worker.submit("export_weights") for worker in self.workers], 120.0)[0][0])
 
 
 @pytest.fixture(scope="module")
-def single(cluster: Cluster, recipe: Recipe, folders: dict[str, Path]) -> dict[str, Tensor]:
-    return gradients(cluster, recipe, folders["teacher"], ranks=1, zero=0, budget=10**6)
+def one(cluster: Cluster, recipe: Recipe, folders: dict[str, Path]) -> Ranks:
+    return Ranks(cluster, recipe, folders["teacher"], 1)
 
 
-@pytest.mark.parametrize(("ranks", "zero", "budget"), [(1, 0, 40), (2, 0, 10**6), (2, 2, 60), (2, 3, 60)])
+@pytest.fixture(scope="module")
+def two(cluster: Cluster, recipe: Recipe, folders: dict[str, Path]) -> Ranks:
+    return Ranks(cluster, recipe, folders["teacher"], 2)
+
+
+@pytest.fixture(scope="module")
+def single(one: Ranks) -> dict[str, Tensor]:
+    return one.gradients(zero=0, budget=10**6)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "zero", "budget"), [("one", 0, 40), ("two", 0, 10**6), ("two", 2, 60), ("two", 3, 60)]
+)
 def test_gradients_are_the_same(
-    cluster: Cluster,
-    recipe: Recipe,
-    folders: dict[str, Path],
-    single: dict[str, Tensor],
-    ranks: int,
-    zero: int,
-    budget: int,
+    request: pytest.FixtureRequest, single: dict[str, Tensor], ranks: str, zero: int, budget: int
 ) -> None:
-    found = gradients(cluster, recipe, folders["teacher"], ranks=ranks, zero=zero, budget=budget)
+    found = request.getfixturevalue(ranks).gradients(zero=zero, budget=budget)
     assert found.keys() == single.keys()
     assert max(float(tensor.abs().max()) for tensor in single.values()) > 1e-2
     assert max(tensor.numel() for tensor in single.values()) > 10**5  # DeepSpeed keeps smaller weights whole
@@ -141,22 +151,20 @@ def test_gradients_are_the_same(
 
 
 def test_several_updates_are_the_same_on_ranks_with_unequal_work(
-    cluster: Cluster, recipe: Recipe, folders: dict[str, Path]
+    one: Ranks, two: Ranks, folders: dict[str, Path]
 ) -> None:
     """Five groups in three updates: some have work for one rank only, which must wait for nobody under ZeRO-3."""
-    one = trained(cluster, recipe, folders["teacher"], ranks=1, zero=0, budget=10**6, updates=3)
-    two = trained(cluster, recipe, folders["teacher"], ranks=2, zero=3, budget=40, updates=3)
+    alone = one.trained(zero=0, budget=10**6, updates=3)
+    shared = two.trained(zero=3, budget=40, updates=3)
     start = dict(load_causal_lm(folders["teacher"], dtype=torch.float32).state_dict())
-    moved = sum(float((tensor - start[name]).square().sum()) for name, tensor in one.items())
-    apart = sum(float((tensor - two[name]).square().sum()) for name, tensor in one.items())
+    moved = sum(float((tensor - start[name]).square().sum()) for name, tensor in alone.items())
+    apart = sum(float((tensor - shared[name]).square().sum()) for name, tensor in alone.items())
     assert moved > 0
     assert apart < 1e-6 * moved
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
-def test_gradients_of_pairs_are_the_same(
-    cluster: Cluster, recipe: Recipe, folders: dict[str, Path], lora: dict[str, Any] | None
-) -> None:
+def test_gradients_of_pairs_are_the_same(one: Ranks, two: Ranks, lora: dict[str, Any] | None) -> None:
     """DPO reads both scores of a pair and a reference: a whole copy, or the model without its adapters.
 
     The gradient is that of the second update, in which policy and reference differ. What the first one left of
@@ -170,18 +178,15 @@ def test_gradients_of_pairs_are_the_same(
         optim=OptimSpec(lr=1e-3),
     )
 
-    def second(**layout: int) -> dict[str, Tensor]:
-        given: dict[str, Any] = {**layout, "updates": 2, "lora": lora, "offline": stage}
-        with learners(cluster, recipe, folders["teacher"], **given) as (workers, shares):
-            ranked = list(zip(workers, shares, strict=True))
-            gather([w.submit("train_step", share[:1], step=0) for w, share in ranked], 120.0)
-            return dict(gather([w.submit("gradients", share[1], step=1) for w, share in ranked], 300.0)[0])
+    def second(ranks: Ranks, *, zero: int, budget: int) -> dict[str, Tensor]:
+        shares = ranks.learners(zero=zero, budget=budget, updates=2, lora=lora, offline=stage)
+        ranks.call("train_step", [share[:1] for share in shares], step=0)
+        return dict(ranks.call("gradients", [share[1] for share in shares], step=1))
 
-    one = second(ranks=1, zero=0, budget=10**6)
-    two = second(ranks=2, zero=3, budget=40)
-    assert two.keys() == one.keys() and all(("lora" in name) == (lora is not None) for name in one)
-    largest = max(float(tensor.abs().max()) for tensor in one.values())
+    alone, shared = second(one, zero=0, budget=10**6), second(two, zero=3, budget=40)
+    assert shared.keys() == alone.keys() and all(("lora" in name) == (lora is not None) for name in alone)
+    largest = max(float(tensor.abs().max()) for tensor in alone.values())
     assert largest > 1e-3
-    for name, tensor in one.items():
-        gap = float((two[name] - tensor).abs().max())
+    for name, tensor in alone.items():
+        gap = float((shared[name] - tensor).abs().max())
         assert gap <= 1e-4 * largest, f"{name}: {gap}, largest {largest}"
