@@ -1,4 +1,4 @@
-"""One learner rank in a process of its own: what its self-teacher says before and after updates. Prints JSON."""
+"""Learners in a process of their own: what each one's self-teacher says before and after updates. Prints JSON."""
 
 from __future__ import annotations
 
@@ -10,15 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlkd.launch import Launch
-from rlkd.learner.worker import LearnerWorker
+from rlkd.learner.learner import Learner
+from rlkd.learner.worker import join_process_group
 from rlkd.models import materialise
 from rlkd.recipe.loading import validate_recipe
 from rlkd.records import TrainRow
 from rlkd.trainer.assemble import plan_updates
 
 
-def main(place: Path, teacher: dict[str, Any], learner: dict[str, Any]) -> dict[str, Any]:
+def main(place: Path, kinds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = free.getsockname()
+    join_process_group(0, 1, address)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # as in a run
+    return {name: _follow(place / str(number), *kind) for number, (name, kind) in enumerate(kinds.items())}
+
+
+def _follow(place: Path, teacher: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     raw: dict[str, Any] = {
         "name": "tiny",
         "policy": {"kind": "scratch", "hidden_size": 32, "layers": 2, "heads": 2, "context_length": 128},
@@ -26,33 +38,30 @@ def main(place: Path, teacher: dict[str, Any], learner: dict[str, Any]) -> dict[
         "privileged": {"field": "solution", "max_tokens": 20, "max_prompt_tokens": 40},
         "data": {"train": {"kind": "reasoning_gym", "task": "chain_sum", "size": 8, "seed": 1}},
         "objective": {"kind": "opsd", "clip": None},
-        "learner": learner,
+        "learner": settings,
         "optim": {"lr": 1e-3},
         "rollout": {"prompts_per_step": 3, "group_size": 2, "max_prompt_tokens": 20, "max_new_tokens": 20},
         "stages": [{"kind": "rl", "steps": 4}],
     }
     recipe = Launch().resolve(validate_recipe(raw, where="tiny"))
     folder = materialise(recipe.policy, place / "policy", where="policy", seed=0, texts=lambda: ())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = free.getsockname()
-    options: dict[str, Any] = {"rank": 0, "world_size": 1, "address": address, "total_updates": 4}
-    worker = LearnerWorker(recipe.model_dump(mode="json"), str(folder), **options)
+    torch.manual_seed(0)
+    learner = Learner(recipe, folder, rank=0, world_size=1, total_updates=4)
     rows = _rows()
     equal = [replace(row, teacher_prompt_ids=row.prompt_ids) for row in rows]
-    found: dict[str, Any] = {"equal_divergence": worker.score_other(equal, exact="forward_kl")}
-    found["policy"] = [worker.score(rows)]
-    found["teacher"] = [worker.score_other(rows)]
+    found: dict[str, Any] = {"equal_divergence": learner.score_other(equal, exact="forward_kl")}
+    found["policy"] = [learner.score(rows)]
+    found["teacher"] = [learner.score_other(rows)]
     found["loss"] = []
     for step in range(2):
-        counts, _ = worker.train_step(plan_updates(recipe, rows, ranks=1)[0], step=step)
+        counts, _ = learner.train_step(plan_updates(recipe, rows, ranks=1)[0], step=step)
         found["loss"].append(counts["loss"][0])
-        found["policy"].append(worker.score(rows))
-        found["teacher"].append(worker.score_other(rows))
-    worker.save(str(place / "saved"))
-    worker.train_step(plan_updates(recipe, rows, ranks=1)[0], step=2)
-    worker.load(str(place / "saved"), updates=2)
-    found["teacher"].append(worker.score_other(rows))
+        found["policy"].append(learner.score(rows))
+        found["teacher"].append(learner.score_other(rows))
+    learner.save(place / "saved")
+    learner.train_step(plan_updates(recipe, rows, ranks=1)[0], step=2)
+    learner.load(place / "saved", updates=2)
+    found["teacher"].append(learner.score_other(rows))
     return found
 
 
@@ -69,4 +78,4 @@ def _rows() -> list[TrainRow]:
 
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps(main(Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))))
+    print("RESULT " + json.dumps(main(Path(sys.argv[1]), json.loads(sys.argv[2]))))

@@ -25,9 +25,11 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def _run(place: Path, teacher: dict[str, Any], learner: dict[str, Any]) -> dict[str, Any]:
-    script = Path(__file__).with_name("learner_job.py")
-    command = [sys.executable, str(script), str(place), json.dumps(teacher), json.dumps(learner)]
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What every kind said, one after the other in one process."""
+    script, place = Path(__file__).with_name("learner_job.py"), tmp_path_factory.mktemp("kinds")
+    command = [sys.executable, str(script), str(place), json.dumps(KINDS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-3000:]
@@ -39,8 +41,8 @@ def _moved(first: list[list[float]], second: list[list[float]]) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_self_teacher_follows(kind: str, tmp_path: Path) -> None:
-    found = _run(tmp_path, *KINDS[kind])
+def test_what_the_self_teacher_follows(kind: str, followed: dict[str, Any]) -> None:
+    found = followed[kind]
     teacher, policy = found["teacher"], found["policy"]
     assert all(value == 0 for line in found["equal_divergence"] for value in line)  # same weights, same context
     assert found["loss"][0] > 0
