@@ -1,16 +1,10 @@
-"""Traces from a served teacher: over real HTTP with failures, and from a real vLLM server."""
+"""Traces from a served teacher, over real HTTP with failures. A real server: tests/engine/test_server.py."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -127,99 +121,3 @@ def test_a_teacher_that_dies_midway_costs_only_the_unfinished_part(tmp_path: Pat
     for at, row in enumerate(curated_rows(tmp_path)):
         assert [trace["text"] for trace in row["traces"]] == [f"answer to q{at}"] * 2
         assert row["traces"][0]["temperature"] == 0.6 and row["traces"][0]["model"] == "m"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of our own making."""
-    from rlkd.models.materialise import materialise
-    from rlkd.recipe.models import ScratchModel
-
-    spec = ScratchModel(hidden_size=64, layers=2, heads=1)  # one head of 64: what the CPU attention kernel takes
-    place = tmp_path_factory.mktemp("served") / "model"
-    return materialise(spec, place, where="test", seed=0, texts=lambda: ())
-
-
-@pytest.fixture(scope="module")
-def vllm_url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server over it."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {
-        "--model": str(model), "--served-model-name": "teacher", "--port": str(port), "--host": "127.0.0.1",
-        "--max-model-len": "256", "--dtype": "float32", "--max-num-seqs": "8",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
-    command += [word for pair in options.items() for word in pair]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 400
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            except OSError:
-                text = (folder / "log").read_text()[-3000:]
-                assert process.poll() is None and time.monotonic() < deadline, text
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@pytest.mark.engine
-def test_a_real_server(vllm_url: str) -> None:
-    """Greedy samples repeat, limits cut and are reported, and a seed fixes a hot sample."""
-    sampler = ServedSampler(vllm_url, "teacher", concurrency=4)
-    prompts = ["What is 2 + 3?", "Name a colour."]
-    cold = [sampler(prompts, max_tokens=[8, 16], temperature=0.0, seed=0) for _ in range(2)]
-    assert cold[0] == cold[1]
-    for each, limit in zip(cold[0], (8, 16), strict=True):
-        assert each.finished or each.tokens == limit
-        assert each.tokens <= limit
-    hot = [sampler(prompts * 2, max_tokens=[16] * 4, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
-    assert hot[0] == hot[1] != hot[2]
-
-
-@pytest.mark.engine
-def test_a_real_server_teaches(vllm_url: str, model: Path) -> None:
-    """Its prompt log-probs, sampled and top-k, are those of the learner's own pass over the same weights."""
-    from rlkd.recipe.privileged import ServerTeacher
-    from rlkd.rollout.vllm_engine import EngineSettings
-    from rlkd.teacher.server_teacher import ServerTeacherWorker
-    from rlkd.teacher.transformers_teacher import TransformersTeacher
-
-    settings = EngineSettings(str(model), "float32", 256, 8, on_gpu=False)
-    local = TransformersTeacher(settings, temperature=1.0, tokens_per_batch=256)
-    served = ServerTeacherWorker(ServerTeacher(url=vllm_url, model="teacher", tokenizer=str(model)))
-    pairs = [((5, 9, 30), (40, 41, 7)), ((8,), (12,)), ((60, 61), (3, 3, 3, 3, 50))]
-    for mine, theirs in zip(served.score(pairs), local.score(pairs), strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-4)
-    for mine_k, theirs_k in zip(served.top_k(pairs, k=8), local.top_k(pairs, k=8), strict=True):
-        assert mine_k.ids == theirs_k.ids
-        for one, other in zip(mine_k.logprobs, theirs_k.logprobs, strict=True):
-            assert one == pytest.approx(other, abs=1e-4)
-    with pytest.raises(TeacherError, match=r"answered 40\d.*"):
-        served.top_k(pairs, k=64)  # more than the server's --max-logprobs allows
-
-
-@pytest.mark.engine
-def test_a_real_server_comments(vllm_url: str) -> None:
-    """What a random model says is noise, but it comes back as one text an attempt, cut where the recipe says."""
-    from reward.verdict import Verdict
-    from rlkd.recipe.privileged import JudgeFeedback
-    from rlkd.records import Example
-    from rlkd.rollout.feedback import Attempt, JudgeCritic
-
-    example = Example("e", "What is 6 times 7?", "42")
-    attempts = [Attempt(example, f"try {at}", Verdict.wrong("41")) for at in range(3)]
-    spec = JudgeFeedback(url=vllm_url, model="teacher", instructions="Name the error.", max_tokens=12)
-    said = JudgeCritic(spec).comment(attempts)
-    assert len(said) == 3
-    assert any(said)
-    assert all(text is None or 0 < len(text) <= 12 for text in said)  # a token a character

@@ -124,23 +124,28 @@ def test_damaged_weights_are_refused(worker: Worker, folders: dict[str, Path]) -
         call(worker, "load_weights", (spoiled, sent), version=9, probe=None)
 
 
-def test_a_worker_that_cannot_start_names_itself_and_its_log(cluster: Cluster, tmp_path: Path) -> None:
-    lost = cluster.spawn("RolloutWorker-lost")
+@pytest.fixture(scope="module")
+def lost(cluster: Cluster) -> Iterator[Worker]:
+    """A process in which no engine comes up."""
+    started = cluster.spawn("RolloutWorker-lost")
+    yield started
+    cluster.stop(started)
+
+
+def test_a_worker_that_cannot_start_names_itself_and_its_log(cluster: Cluster, lost: Worker, tmp_path: Path) -> None:
     with pytest.raises(ClusterError) as caught:
         cluster.build(lost, "rlkd.rollout.worker:RolloutWorker", settings(tmp_path)).result(120.0)
     assert "RolloutWorker-lost failed in `start RolloutWorker`" in str(caught.value)
     assert "RolloutWorker-lost.log" in str(caught.value)
-    cluster.stop(lost)
 
 
-def test_a_librarys_own_error_arrives_as_its_first_line(cluster: Cluster, folders: dict[str, Path]) -> None:
+def test_a_librarys_own_error_arrives_as_its_first_line(
+    cluster: Cluster, lost: Worker, folders: dict[str, Path]
+) -> None:
     """vLLM's pydantic error cannot be pickled: Ray would report that instead of the fault."""
-    wide = cluster.spawn("RolloutWorker-wide")
+    wide = replace(settings(folders["policy"]), max_model_len=4096)
     with pytest.raises(ClusterError, match=r"failed in `start RolloutWorker`: ValidationError: .*\n?.*max_model_len"):
-        cluster.build(
-            wide, "rlkd.rollout.worker:RolloutWorker", replace(settings(folders["policy"]), max_model_len=4096)
-        ).result(120.0)
-    cluster.stop(wide)
+        cluster.build(lost, "rlkd.rollout.worker:RolloutWorker", wide).result(120.0)
 
 
 def test_a_call_that_hangs_names_itself(worker: Worker) -> None:

@@ -1,21 +1,14 @@
-"""The judge against servers that misbehave, and against a real vLLM server."""
+"""The judge against servers that misbehave. A real server: tests/engine/test_server.py."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,78 +130,3 @@ def test_no_reference_and_no_answer() -> None:
     unused = judge("http://127.0.0.1:1/v1")
     assert unused.verify("2", {"answer": ""}).reason == "bad_gold"
     assert unused.verify("<think>2", EXAMPLE).reason == "unparsed"
-
-
-def tiny_model(folder: Path) -> None:
-    """A two-layer random Llama with a byte-level tokenizer and a chat template: enough for a real server."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: at for at, letter in enumerate([*letters, "<|end|>"])}
-    core = Tokenizer(models.BPE(vocabulary, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>")
-    tokenizer.chat_template = (
-        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
-    )
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=2048, eos_token_id=len(letters), pad_token_id=len(letters),
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("judge")
-    tiny_model(folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {
-        "--model": str(folder), "--served-model-name": "judge", "--port": str(port), "--host": "127.0.0.1",
-        "--max-model-len": "2048", "--dtype": "float32", "--max-num-seqs": "4",
-        "--structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
-    }  # fmt: skip
-    words = [word for pair in options.items() for word in pair]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", *words]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 400
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=2).close()
-            break
-        except (OSError, urllib.error.URLError):
-            text = (folder / "log").read_text()[-3000:]
-            assert process.poll() is None, text
-            assert time.monotonic() < deadline, text
-            time.sleep(1)
-    yield f"{url}/v1"
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.engine
-def test_real_server_answers_in_the_schema(vllm_url: str) -> None:
-    """A random model cannot judge, but held to the schema it must say one of the labels, every time."""
-    matcher = LlmJudge(url=vllm_url, model="judge", timeout_s=120.0)
-    rater = LlmJudge(url=vllm_url, model="judge", timeout_s=120.0, scale=3, rubric="length")
-    verdicts = [matcher.verify(f"It is {n}.", EXAMPLE) for n in range(4)]
-    assert [verdict.detail for verdict in verdicts if verdict.abstained] == []
-    assert {verdict.score for verdict in verdicts} <= {0.0, 1.0}
-    assert rater.verify("A text.", {}).score in (0.0, 0.5, 1.0)
-    wrong_name = LlmJudge(url=vllm_url, model="nobody", timeout_s=120.0).verify("2", EXAMPLE)
-    assert wrong_name.abstained
-    assert "HTTP 404" in wrong_name.detail
