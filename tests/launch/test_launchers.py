@@ -135,9 +135,8 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.engine
 def test_a_job_ends_with_its_launcher(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher = subprocess.Popen(
-        ["accelerate", "launch", RECIPE, "--out", str(out)], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
-    )
+    command = ["accelerate", "launch", RECIPE, "data.train.size=64", "data.eval.size=16", "--out", str(out)]
+    launcher = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
     assert soon(lambda: (out / "logs" / "SftWorker-sft-0.log").exists()), "the job never started"
     family = psutil.Process(launcher.pid).children(recursive=True)
     assert any("raylet" in process.name() for process in family)
