@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rlkd.checkpoint import read_json
+from rlkd.recipe.loading import read_recipe_file
 from rlkd.report.page import write_report
 
 ROOT = Path(__file__).parents[2]
@@ -21,8 +23,6 @@ SMALL = [
     "eval.every=1",
     "eval.samples=1",
     "eval.temperature=0.0",
-    "stages.sft.steps=4",
-    "stages.sft.optim={lr: 1.0e-3}",
     "stages.sft-teacher.steps=90",  # until some of its sums are right
     "stages.redi.pairs.problems=64",
     "stages.redi.epochs=null",
@@ -35,8 +35,17 @@ SMALL = [
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
 
 
-def _run(out: Path) -> str:
-    command = [sys.executable, "-m", "rlkd", str(ROOT / "recipes" / "redi.yaml"), *SMALL, "--out", str(out)]
+def _recipe(place: Path) -> Path:
+    """The embedded one without its first stage: tests/engine/test_job.py fine-tunes a policy."""
+    raw = read_recipe_file(ROOT / "recipes" / "redi.yaml")
+    assert raw["stages"].pop(0)["name"] == "sft"
+    path = place / "redi.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return path
+
+
+def _run(recipe: Path, out: Path) -> str:
+    command = [sys.executable, "-m", "rlkd", str(recipe), *SMALL, "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -47,9 +56,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_redi_runs_to_a_model_and_goes_on_after_a_kill(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    _run(out)
-    rows, stage = _lines(out / "metrics.jsonl"), out / "stages" / "2-redi"
+    recipe, out = _recipe(tmp_path), tmp_path / "run"
+    _run(recipe, out)
+    rows, stage = _lines(out / "metrics.jsonl"), out / "stages" / "1-redi"
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert ["eval/pass@1" in row for row in rows] == [True, True, True, False]  # the last is the stage's own figure
     assert read_json(stage / "done.json")["eval"]["n"] == 16
@@ -69,7 +78,7 @@ def test_redi_runs_to_a_model_and_goes_on_after_a_kill(tmp_path: Path) -> None:
         gone.unlink()
     for folder in (out / "policy", stage / "policy"):
         shutil.rmtree(folder)
-    said = _run(out)
+    said = _run(recipe, out)
     assert "continuing redi after update 2" in said
     assert "traces 64/64" not in said  # its pairs were there
     again = _lines(out / "metrics.jsonl")
