@@ -102,9 +102,6 @@ class VerifierPool:
         """As verify_batch, without blocking the event loop."""
         return list(await asyncio.gather(*(asyncio.wrap_future(job) for job in self._submit("completion", items))))
 
-    async def averify(self, completion: Any, example: Example) -> Verdict:
-        return (await self.averify_batch([(completion, example)]))[0]
-
     def close(self) -> None:
         """Stop and reap every worker. Answers not yet taken up are abstained."""
         if self._closed:

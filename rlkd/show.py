@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
     Raises: RecipeError when there is no such example, or its template, fields or model are unusable.
     """
     from rlkd.data.prompt import PromptBuilder
-    from rlkd.data.source import load_sources
+    from rlkd.data.source import load_sources, tokenizer_texts
     from rlkd.models import load_tokenizer, materialise
 
     root = root / recipe.data.dir if recipe.data.dir else root
@@ -86,11 +87,7 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
     if not 0 <= index < len(examples):
         raise RecipeError(f"--index: {index}; data.train has {len(examples)} examples")
 
-    def texts() -> Iterable[str]:
-        for example in examples:
-            yield example.question
-            yield example.solution or ""
-
+    texts = partial(tokenizer_texts, examples)
     with tempfile.TemporaryDirectory() as folder:
         model = materialise(recipe.policy, Path(folder) / "policy", where="policy", seed=recipe.seed, texts=texts)
         tokenizer = load_tokenizer(model)

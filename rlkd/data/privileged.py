@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlkd.data.chat import check_thinking, render
+from rlkd.data.chat import check_thinking, encode, render
 from rlkd.data.prompt import PromptBuilder, fill
 from rlkd.errors import RecipeError, did_you_mean
 from rlkd.recipe import Recipe
@@ -87,7 +87,7 @@ class PrivilegedBuilder:
         if cut is None:
             return None, TOO_LONG
         rendered = self.render(prompt.example, cut)
-        ids = self.encode(rendered)
+        ids = encode(self.builder.tokenizer, rendered)
         if len(ids) > self.max_prompt_tokens:
             return None, NO_ROOM
         side = PrivilegedPrompt(rendered, tuple(ids), cut, truncated=cut != text)
@@ -101,7 +101,7 @@ class PrivilegedBuilder:
 
     def _fit(self, text: str) -> str | None:
         """The text within its budget: cut at its beginning, because the answer stands at the end."""
-        ids = self.encode(text)
+        ids = encode(self.builder.tokenizer, text)
         if len(ids) <= self.spec.max_tokens:
             return text
         if self.spec.too_long == "exclude":
@@ -118,10 +118,6 @@ class PrivilegedBuilder:
         thinking = self.spec.thinking if self.spec.thinking is not None else self.builder.data.thinking
         messages.append({"role": "user", "content": filled})
         return render(self.builder.tokenizer, messages, generate=True, thinking=thinking)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids without any that the template did not write."""
-        return list(self.builder.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _no_field(self, prompts: Sequence[Prompt], lacking: Sequence[str]) -> str:
         name = self.spec.field

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,13 @@ class Loaded:
 
     examples: list[Example] = field(default_factory=list)
     excluded: Counter[str] = field(default_factory=Counter)
+
+
+def tokenizer_texts(examples: Iterable[Example]) -> Iterator[str]:
+    """What a tokenizer of the recipe's own is trained on."""
+    for example in examples:
+        yield example.question
+        yield example.solution or ""
 
 
 def load_sources(sources: Sequence[Source], *, where: str, root: Path) -> Loaded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlkd.data.chat import render
+from rlkd.data.chat import encode, render
 from rlkd.data.prompt import PromptBuilder, fill
 from rlkd.errors import RecipeError, RolloutError
 from rlkd.recipe.privileged import FeedbackSpec
@@ -70,4 +70,4 @@ class TurnBuilder:
 
     def encode(self, text: str) -> list[int]:
         """Token ids without any that the template did not write."""
-        return list(self.builder.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return encode(self.builder.tokenizer, text)

@@ -28,11 +28,6 @@ def separate_teachers(recipe: Recipe) -> dict[str, TeacherSpec | ServerTeacher]:
     return {"teacher": teacher} if isinstance(teacher, TeacherSpec | ServerTeacher) else {}
 
 
-def reads_privileged(recipe: Recipe) -> bool:
-    """Whether the objective shows someone the privileged text."""
-    return recipe.objective.kind in ("opsd", "pi_distill") or recipe.privileged is not None
-
-
 def teacher_prompt_budget(recipe: Recipe) -> int:
     """Longest prompt with privileged text, tokens."""
     spec = recipe.privileged

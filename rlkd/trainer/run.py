@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rlkd.checkpoint import read_json, write_json
 from rlkd.cluster import Cluster, check_fit, this_machine
 from rlkd.data.privileged import PrivilegedBuilder
 from rlkd.data.prompt import PromptBuilder
-from rlkd.data.source import Loaded, load_held_in, load_sources
+from rlkd.data.source import Loaded, load_held_in, load_sources, tokenizer_texts
 from rlkd.errors import RecipeError
 from rlkd.launch import Launch
 from rlkd.models import check_windows, load_tokenizer, materialise
@@ -124,11 +125,7 @@ def _report_exclusions(console: Console, name: str, excluded: Counter[str]) -> N
 
 
 def _prepare_models(recipe: Recipe, folder: RunFolder, examples: Iterable[Example]) -> dict[str, Path]:
-    def texts() -> Iterable[str]:
-        for example in examples:
-            yield example.question
-            yield example.solution or ""
-
+    texts = partial(tokenizer_texts, examples)
     specs: dict[str, ModelSpec] = {"policy": recipe.policy}
     if _uses_teacher(recipe):
         named = separate_teachers(recipe).items()

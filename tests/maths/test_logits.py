@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from divergence_cases import logits
 from ledger import differ, prove
 from torch import Tensor
 
@@ -26,10 +27,6 @@ from rlkd.divergences import (
 from rlkd.errors import NumericsError
 
 FAMILY = "logits and teachers"
-
-
-def logits(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape or (4, 6), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # --- standardised ---
