@@ -14,7 +14,7 @@ from torch import Tensor
 from rlkd.cluster import Worker
 
 _PEFT_PREFIX = "base_model.model."
-_CHUNK = 2**17  # words hashed at once: bounds the 64-bit copies
+_CHUNK = 2**15  # words hashed at once: the products stay in the cache
 _CHUNK_FACTOR = 0x9E3779B97F4A7C15 - 2**64  # odd, so that no chunk's sum is ever multiplied away
 
 
@@ -22,8 +22,9 @@ _CHUNK_FACTOR = 0x9E3779B97F4A7C15 - 2**64  # odd, so that no chunk's sum is eve
 class Checksum:
     """Over names and raw bytes in their order, on whatever device they are: proves that what arrived is what was sent.
 
-    Per tensor: the sum over its words of word x (2 position + 1), modulo 2^64. One changed word, or two exchanged ones
-    within a chunk, always change it. Hashes stay on their device until ``value``.
+    Per tensor: the sum over its 64-bit words of word x (2 position + 1), modulo 2^64. One changed word always changes
+    it, and so do two exchanged ones within a chunk unless their low 49 bits agree. Hashes stay on their device until
+    ``value``.
     """
 
     names: list[str] = field(default_factory=list)
@@ -67,15 +68,19 @@ def checksum(named: Iterable[tuple[str, Tensor]]) -> int:
 
 
 def _hash(tensor: Tensor) -> Tensor:
-    raw = tensor.contiguous().view(-1).view(torch.uint8)
-    words = raw
-    if raw.numel() % 4 == 0:
-        aligned = raw.clone() if raw.storage_offset() % 4 else raw  # what is cut from a packed buffer need not be
-        words = aligned.view(torch.int32)
-    total = torch.zeros((), dtype=torch.int64, device=raw.device)
+    words = _words(tensor.contiguous().view(-1).view(torch.uint8))
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
     for part in words.split(_CHUNK):
-        total = total * _CHUNK_FACTOR + (part.long() * _odd_numbers(raw.device)[: part.numel()]).sum()
+        total = total * _CHUNK_FACTOR + (part * _odd_numbers(words.device)[: part.numel()]).sum()
     return total
+
+
+def _words(raw: Tensor) -> Tensor:
+    """Bytes as 64-bit words, the last one filled up with zeros."""
+    if raw.numel() % 8:
+        return torch.nn.functional.pad(raw, (0, -raw.numel() % 8)).view(torch.int64)
+    aligned = raw.clone() if raw.storage_offset() % 8 else raw  # what is cut from a packed buffer need not be
+    return aligned.view(torch.int64)
 
 
 @cache
