@@ -20,7 +20,8 @@ from rlkd.learner.packing import MicroBatch, blank, pack, plan_micro_batches, sc
 from rlkd.learner.policy import DTYPES, PackedPolicy, load_causal_lm, with_adapters
 from rlkd.learner.privileged_loss import ContextSignals, contexts
 from rlkd.learner.schedule import learning_rate
-from rlkd.learner.teaching import SelfTeaching, Teaching, needs_copy, read_heads, self_teacher_of
+from rlkd.learner.teacher_views import read_heads
+from rlkd.learner.teaching import SelfTeaching, Teaching, needs_copy, self_teacher_of
 from rlkd.learner.weights import Route, Sent, checksum, published
 from rlkd.models import load_tokenizer
 from rlkd.recipe import Recipe

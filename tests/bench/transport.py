@@ -26,7 +26,7 @@ from rlkd.learner import attention
 from rlkd.learner.comparison import Measure
 from rlkd.learner.packing import pack, plan_micro_batches
 from rlkd.learner.policy import PackedPolicy, load_causal_lm
-from rlkd.learner.teaching import read_heads, sent_comparisons
+from rlkd.learner.teacher_views import read_heads, sent_comparisons
 from rlkd.models import load_tokenizer, materialise
 from rlkd.recipe.data import DataSpec
 from rlkd.recipe.models import PackagedModel

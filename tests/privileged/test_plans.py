@@ -21,7 +21,8 @@ from rlkd.errors import RecipeError
 from rlkd.learner.comparison import Comparison, HiddenComparison, Measure
 from rlkd.learner.loss import Denominators
 from rlkd.learner.privileged_loss import AlmLoss, PiDistillLoss, RltfLoss
-from rlkd.learner.teaching import boundaries, other_context
+from rlkd.learner.teacher_views import boundaries
+from rlkd.learner.teaching import other_context
 from rlkd.recipe import Recipe
 from rlkd.recipe.coefficients import ConstantCoef
 from rlkd.recipe.objectives import AlmObjective, PiDistillObjective, RltfObjective

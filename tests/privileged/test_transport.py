@@ -14,7 +14,7 @@ from served import serve
 
 from rlkd.errors import TeacherError
 from rlkd.learner.comparison import Measure
-from rlkd.learner.teaching import read_heads, sent_comparisons
+from rlkd.learner.teacher_views import read_heads, sent_comparisons
 from rlkd.recipe.privileged import ServerTeacher
 from rlkd.records import HiddenStates, TopK, TrainRow
 from rlkd.rollout.vllm_engine import EngineSettings
