@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from rlkd.cluster import KEEP_MEMORY
 
 
 def main() -> None:
@@ -53,7 +56,8 @@ def main() -> None:
 
 def _run(side: str, folder: Path) -> dict[str, float]:
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    given = KEEP_MEMORY if side == "rlkd" else {}  # as the cluster starts its workers
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **given})
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
         sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
