@@ -7,10 +7,17 @@ import unicodedata
 
 MAX_CHARS = 1_000_000  # what is longer is cut to its end: the answer stands there
 _INVISIBLE = dict.fromkeys([*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF, 0xAD])
-_THINK_NAMES = "think|thinking|thoughts?|reasoning|scratchpad|reflection|seed:think"
-_THINK = re.compile(
-    rf"<\s*/?\s*(?:{_THINK_NAMES})\s*>|\[/?THINK\]|◁/?think▷|<\|(?:begin|end)_of_thought\|>", re.IGNORECASE
+_THINK_NAMES = (
+    r"think(?:ing)?|thoughts?|(?:think(?:ing)?|thought|reasoning)_process|reasoning|scratch_?pad|reflection|analysis|rationale"
+    r"|cot|chain_of_thought|(?:inner_)?monologue|deliberation|brainstorm(?:ing)?|planning|draft|internal_(?:thoughts?|reasoning)"
 )
+_THINK = re.compile(  # <think>, </think>, <a:think>, <think mode="x">, <think/>; and as other vendors write them
+    rf"(?:[<＜]|&lt;)\s*/?\s*(?:[\w-]{{1,20}}:)?(?:{_THINK_NAMES})(?:\s[^<>&]{{0,200}})?\s*/?(?:[>＞]|&gt;)"
+    rf"|\[/?(?:THINK|THINKING|REASONING)\]|◁/?think▷"
+    r"|<[|｜]/?(?:(?:begin|start|end)_(?:of_)?)?(?:think(?:ing)?|thought|reasoning)(?:_(?:start|end))?[|｜]>",
+    re.IGNORECASE,
+)
+_CLOSES = re.compile(r"(?:[<＜\[◁]|&lt;|<[|｜])\s*/|.*/\s*(?:[>＞]|&gt;)$|<[|｜]end_|.*_end[|｜]>$", re.IGNORECASE | re.DOTALL)
 _STOP = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>|<｜end▁of▁sentence｜>")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")  # thinking and answer as gpt-oss marks them
 _ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
@@ -48,7 +55,7 @@ def after_thinking(text: str) -> str | None:
 
 
 def _closes(tag: re.Match[str]) -> bool:
-    return "/" in tag[0] or "end_of" in tag[0].casefold()
+    return _CLOSES.match(tag[0]) is not None  # <think/> too: it stands for a close, or hides nothing
 
 
 def _last_said(text: str, tags: list[re.Match[str]]) -> str:

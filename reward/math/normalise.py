@@ -21,7 +21,7 @@ _SIGNS = {
     "∓": r" \mp ", "≈": r" \approx ", "≅": r" \approx ", "√": r" \sqrt ", "∛": r" \cbrt ", "…": r" \ldots ",
     "→": r" \to ", "∖": r" \setminus ", "⌊": r" \lfloor ", "⌋": r" \rfloor ", "⌈": r" \lceil ", "⌉": r" \rceil ",
     "⟨": r" \langle ", "⟩": r" \rangle ", "∧": r" \wedge ", "∨": r" \vee ", "≡": r" \equiv ", "¬": r" \neg ",
-    "ℓ": "l", "€": " ", "£": " ", "¥": " ",
+    "ℓ": "l", "€": r" \text{ euros}", "£": r" \text{ gbp}", "¥": r" \text{ yen}",
     "。": ".", "、": ",", "；": ";", "，": ",", "（": "(", "）": ")", "％": "%", "：": ":",
 }  # fmt: skip
 _GREEK = dict(
@@ -85,6 +85,7 @@ _NOISE = re.compile(
 _ROW_SPACE = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|ex|em|mm|cm|in)\s*\]")
 _BLANKS = re.compile(r"[ \t\r\n]{2,}")
 _DOLLARS = re.compile(r"\\\$\s*(\d[\d,]*(?:\.\d+)?)(?![\d.,]*\s*[\\\w{^/*(])")  # \$5 is 5 dollars, not 5 cents
+_CURRENCY = re.compile(r"([€£¥])\s*(\d[\d,]*(?:\.\d+)?)")
 _ALIGNED = re.compile(
     r"\s*\\begin\{(aligned|align|gathered|gather|split|equation)\*?\}(.*)\\end\{\1\*?\}\s*", re.DOTALL
 )
@@ -106,7 +107,7 @@ _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 
 def clean(text: str) -> str:
     """One spelling of a formula. Idempotent in effect; never evaluates anything."""
-    text = _ROW_SPACE.sub(" ", _BLANKS.sub(" ", text))
+    text = _CURRENCY.sub(r"\2\1", _ROW_SPACE.sub(" ", _BLANKS.sub(" ", text)))
     text = _VULGAR_RUN.sub(lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]], text)
     text = _SUP_RUN.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _SUB_RUN.sub(lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)

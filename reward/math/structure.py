@@ -18,13 +18,20 @@ RELATIONS = frozenset(["=", "<", ">", "le", "ge", "ne", "approx", "equiv", "in",
 _OPEN = frozenset(["(", "[", "{", "\\{", "langle", "lfloor", "lceil"])
 _CLOSE = frozenset([")", "]", "}", "\\}", "rangle", "rfloor", "rceil"])
 _PAIRS = {"(": ")]", "[": "])", "{": "}", "\\{": ["\\}"], "langle": ["rangle"], "]": "[]"}
-_MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "Vmatrix", "Bmatrix", "smallmatrix", "array"])
+_MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "Vmatrix", "Bmatrix", "smallmatrix", "psmallmatrix", "bsmallmatrix", "array"])
+_LETTER_DIGITS = re.compile(r"\\(?:text|mathrm|texttt)\s*\{\s*([0-9A-Za-z]+)\s*\}")  # digits of a number like 2B
+_DIGIT_GROUPS = re.compile(r"\d{1,3}(?:,\d{3})+(?=\s*_)|\d{4}(?: \d{4})+(?=\s*_)")
+_IN_BASE = re.compile(r"([0-9A-Za-z]+)\s*(?:\\text\s*\{\s*)?\(?\s*(?:in\s+)?base[\s-]*\}?\s*(\w+)\s*\)?\s*\}?")
 _BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*(?:(\d)|\{\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w+)\s*\}?\s*\})")
 _CALLED = re.compile(r"'*|\^(?:\{-1\}|\{?(?:prime)+\}?)|_(?:\w|\{\w+\})")  # f, f', f^{-1} and f_1 of (x)
 _BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
     "twelve": 12, "sixteen": 16,
 }  # fmt: skip
+
+
+_REALS = re.compile(r"(?:(?:all|any|every)\s+(?:the\s+)?|the\s+)?(?:set\s+of\s+(?:all\s+)?)?real(?:s|\s+(?:numbers?|values?))")
+_NOTHING = re.compile(r"(?:the\s+)?empty\s+set|(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+)?solutions?(?:\s+exists?)?")
 
 
 def parse(text: str, *, grouped: bool = True) -> Node:
@@ -39,6 +46,8 @@ def parse(text: str, *, grouped: bool = True) -> Node:
 
 
 def _based(text: str) -> Node | None:
+    text = _DIGIT_GROUPS.sub(lambda groups: re.sub(r"\D", "", groups[0]), _LETTER_DIGITS.sub(r"\1", text))
+    text = _IN_BASE.sub(r"\1_{\2}", text) if _IN_BASE.fullmatch(text) else text
     match = _BASED.fullmatch(text)
     if match is None:
         return None
@@ -189,6 +198,12 @@ def _item(tokens: list[Token]) -> Node:
         return _environment(tokens)
     if (multiple := _multiple(tokens)) is not None:
         return multiple
+    if all(token.kind == "text" for token in tokens):
+        words = " ".join(" ".join(token.text for token in tokens).casefold().split())
+        if _REALS.fullmatch(words):
+            return Node("reals")
+        if _NOTHING.fullmatch(words):
+            return Node("set")
     if first == "emptyset" and len(tokens) == 1:
         return Node("set")
     if first == "bbR" and len(tokens) == 1:
