@@ -22,7 +22,7 @@ _OPTION_WORD = (
 )
 _ANCHOR = re.compile(
     r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|ans|choice|option)\b\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
-    r"(?:is|are|seems\s+to\s+be|appears\s+to\s+be|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:)\s*(?:therefore|thus|clearly|simply)?\s*:?"
+    r"(?:is|are|seems\s+to\s+be|appears\s+to\s+be|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:|[-–—](?=\s*[*(]{0,3}[A-J]\b))\s*(?:therefore|thus|clearly|simply)?\s*:?"
     r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:是|[为為]|选|：|:)+|(?:故|应|應|所以|因此|本题|本題|我)[选選]\s*[:：]?|[选選][择擇]"
     r"|(?:antwort|respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap)(?:\s+\w+)?\s*"
     r"(?:ist|est|es|é|è|:|：|is|adalah)(?!\w)"
@@ -46,13 +46,14 @@ _NAMED = re.compile(
 )
 _ALONE = re.compile(r"\s*[*_]{0,2}[(\[]?[A-J][)\]]?\.?[*_]{0,2}\s*")  # a letter with a line of its own
 _TAKEN_BACK = re.compile(r"\b(?:wait|actually|hmm+|correction|no)\s*[,:.…-]", re.IGNORECASE)
+_CONDITION = re.compile(r"\s*,?\s*(?:if|when|unless|provided|assuming|only\s+if)\b", re.IGNORECASE)
 _HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
 _SEVERAL = re.compile(rf"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}")
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bnever|\bneither|\bexcept|\bincorrect|\bwrong|不是|并非)\s*(?:\w+\s+){0,1}[(*\"']*$", re.IGNORECASE
 )
 _HEDGE = re.compile(
-    r"\b(?:might|maybe|perhaps|possibly|could\s+be|not\s+sure|cannot\s+decide|either)\b|\?", re.IGNORECASE
+    r"\b(?:might|maybe|perhaps|possibly|could\s+(?:be|answer|choose|pick|say)|not\s+sure|cannot\s+decide|either)\b|\?", re.IGNORECASE
 )
 _TURN = re.compile(r"\n\s*(?:question|problem|user|human|q)\s*\d*\s*:|<\|im_start\|>|\[INST\]", re.IGNORECASE)
 MAX_TURNS = 20
@@ -229,6 +230,8 @@ def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[s
 def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> frozenset[str]:
     """The matched letter, unless more letters or a word follow that make it something else."""
     letter, after = match["letter"], rest[match.end() :]
+    if _CONDITION.match(after) or _taken_back(letter, after.split("\n")[0]):
+        return frozenset()
     dressed = match[0].rstrip()[-1:] != letter
     goes_on = re.match(r"\s+[\w(]", after) and not re.match(r"\s+(?:because|since|as|for|or|and)\b", after)
     if not dressed and goes_on and (letter in "aI" or letter.islower()):
@@ -248,6 +251,13 @@ def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> f
     if len(letters) == 1 and beside:
         return _named(letters[0], beside[1].rstrip(" .*"), options)
     return frozenset(letters)
+
+
+def _taken_back(letter: str, after: str) -> bool:
+    """C... wait, D: another letter behind a word of doubt."""
+    back = _TAKEN_BACK.search(after)
+    others = re.findall(r"(?<!\w)[B-HJ](?!\w)|(?<!\w)A(?=\W*$)", after[back.end() :]) if back else []
+    return any(other != letter.upper() for other in others)
 
 
 def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:

@@ -169,7 +169,7 @@ def last_box(text: str) -> str | None:
 
 # Between two answers: marks, the number of a list's item, words that join alternatives; or a hedge in one sentence.
 _JOINED = re.compile(
-    r"(?:[^\w\\=+]|_|(?<!\d)\d{1,2}[.):]"
+    r"(?:[^\w\\=+]|_|(?<!\d)\d{1,2}[.):]|(?<![^\W_])[a-hivxA-H]{1,3}[.)]"
     r"|\\(?:[()\[\]\\,;:! ]|(?:quad|qquad|lor|vee|cup|text|textbf|to|rightarrow)(?![a-zA-Z]))"
     r"|(?<![^\W_])(?:and|or|vs|else|either|also|alternatively|maybe|perhaps|possibly)(?![^\W_])|或者?|和|及)*"
     r"|[^.!?\n]*\b(?:might|may|maybe|perhaps|possibly|could|alternatively|or)\b[^.!?\n]*",

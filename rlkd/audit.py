@@ -74,7 +74,7 @@ def audit_verifier(name: str, cases: str | Path, *, as_json: bool = False, strea
 def read_cases(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a JSON Lines file. ``completion_gen`` and ``gold_gen`` (expressions for long inputs) are expanded."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -12,7 +12,7 @@ MAX_UNIT_WORDS = 8
 _NO_UNIT = re.compile(
     r"\b(?:or|and|not|if|else|either|maybe|perhaps|possibly|approximately|about|roughly|to|is|are|but|no|yes|true|false|"
     r"wrong|correct|then|otherwise|mod|modulo|base|times|plus|minus|squared|cubed|when|for|where|with)\b"
-    r"|(?<![\^\w{]) ?\d",
+    r"|(?<![\^\w{])(?<![\^{]-) ?\d",
     re.IGNORECASE,
 )
 

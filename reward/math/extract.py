@@ -19,7 +19,9 @@ _TURN = re.compile(
 )
 _HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->", re.DOTALL)
 _COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
-_DOUBT = re.compile(r"[\s$*]*(?:\\[\])])?\?")
+_DOUBT = re.compile(  # behind the last box
+    r"[\s$*]*(?:\\[\])])?[\s$*]*(?:\?|(?:is|was|would\s+be|must\s+be)\s+(?:incorrect|wrong|false|not\s+(?:correct|right|the\s+(?:final\s+)?answer)))"
+)
 _GSM = re.compile(r"####\s*(.+)")
 
 # Words that announce the answer, per language. Decimal commas are read in answers that such a word announces.
@@ -57,7 +59,7 @@ _SENTENCE_END = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:might|may|maybe|perhaps|possibly|could|probably|not\s+sure|cannot|can't|don't\s+know|asked|suppose|assume|if|"
-    r"guess|unsure|either|not|isn't|aren't|wrong|incorrect)\b|\?",
+    r"guess|unsure|let|either|not|isn't|aren't|wrong|incorrect)\b|\?",
     re.IGNORECASE,
 )
 _STATES = re.compile(
@@ -149,6 +151,7 @@ def _negated(text: str, at: int) -> bool:
 
 def _value_of(rest: str) -> str:
     """The rest of the sentence; math delimiters that open the value also close it."""
+    rest = re.sub(r"^([\s:：]*)\*\*([^*\n]+)\*\*(?=\s)", r"\1\2", rest)
     rest = rest.lstrip(" \t*_:：\n")
     rest = re.sub(r"^(?:therefore|thus|then|simply|just|exactly|equal\s+to|given\s+by)\s*,?:?\s*", "", rest, flags=re.I)
     math = re.match(

@@ -20,11 +20,13 @@ from reward.text import last_box
 _SENTINEL_WORDS = """
 proof notfound not_found nan none null nil n/a na unknown see_solution see_below see_above todo tbd - ? error
 missing omitted tba invalid [invalid] unanswerable answer solution \\square \\blacksquare \\qed \\boxed
+to_be_determined placeholder [object_object] redacted hidden deleted varies n.a. not_specified
 no_answer not_available not_applicable no_final_answer nothing empty
 """
 SENTINELS = frozenset(_SENTINEL_WORDS.split())
 _NO_ANSWER = re.compile(
-    r"\bsee\b.*\b(?:explanations?|solutions?|above|below)\b|\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
+    r"\b(?:see|refer)\b.*\b(?:explanations?|solutions?|above|below|figure|diagram|graph|text|table|attached)\b"
+    r"|\banswers?\s+(?:may|will|can)\s+vary\b|\bfailed\s+to\s+(?:parse|extract|load)\b|\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
 )
 MAX_GOLD_BITS = 10_000
 MAX_WORDS = 12  # of a gold in words; a longer one is a solution, not an answer

@@ -85,6 +85,8 @@ _NOISE = re.compile(
 _ROW_SPACE = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|ex|em|mm|cm|in)\s*\]")
 _BLANKS = re.compile(r"[ \t\r\n]{2,}")
 _DOLLARS = re.compile(r"\\\$\s*(\d[\d,]*(?:\.\d+)?)(?![\d.,]*\s*[\\\w{^/*(])")  # \$5 is 5 dollars, not 5 cents
+_BRACED_SIGN = re.compile(r"(?<![_^])\{([:=<>])\}")  # 3{:}30
+_CYCLE = re.compile(r"(\d*\.\d*?)(?:(\d)\2{2,}|(\d{2,}?)\3+)(?:\.{3}|…|\\[lc]?dots(?![a-zA-Z]))")  # 0.333... is a third
 _CURRENCY = re.compile(r"([€£¥])\s*(\d[\d,]*(?:\.\d+)?)")
 _ALIGNED = re.compile(
     r"\s*\\begin\{(aligned|align|gathered|gather|split|equation)\*?\}(.*)\\end\{\1\*?\}\s*", re.DOTALL
@@ -107,6 +109,7 @@ _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 
 def clean(text: str) -> str:
     """One spelling of a formula. Idempotent in effect; never evaluates anything."""
+    text = _CYCLE.sub(lambda m: rf"{m[1]}\overline{{{m[2] or m[3]}}}", _BRACED_SIGN.sub(r"\1", text))
     text = _CURRENCY.sub(r"\2\1", _ROW_SPACE.sub(" ", _BLANKS.sub(" ", text)))
     text = _VULGAR_RUN.sub(lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]], text)
     text = _SUP_RUN.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
