@@ -24,9 +24,9 @@ _ANCHOR = re.compile(
     r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|ans|choice|option)\b\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
     r"(?:is|are|seems\s+to\s+be|appears\s+to\s+be|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:|[-–—](?=\s*[*(]{0,3}[A-J]\b))\s*(?:therefore|thus|clearly|simply)?\s*:?"
     r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:是|[为為]|选|：|:)+|(?:故|应|應|所以|因此|本题|本題|我)[选選]\s*[:：]?|[选選][择擇]"
-    r"|(?:antwort|respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap)(?:\s+\w+)?\s*"
-    r"(?:ist|est|es|é|è|:|：|is|adalah)(?!\w)"
-    r"|(?:答え|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
+    r"|(?:antwort|respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap|odpowied[źz]|відповідь|svar|đáp\s+án)"
+    r"(?:\s+\w+)?\s*(?:ist|est|es|é|è|:|：|is|adalah|to|là)(?!\w)"
+    r"|(?:答え|こたえ|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
     r"|^[#*\s]*(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*correct\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -46,6 +46,12 @@ _NAMED = re.compile(
 )
 _ALONE = re.compile(r"\s*[*_]{0,2}[(\[]?[A-J][)\]]?\.?[*_]{0,2}\s*")  # a letter with a line of its own
 _TAKEN_BACK = re.compile(r"\b(?:wait|actually|hmm+|correction|no)\s*[,:.…-]", re.IGNORECASE)
+_NEXT_LETTER = re.compile(
+    rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE
+)
+_BESIDE = re.compile(r"[\s*)\]}]*[).:,-]+\s*([^\n]+)")  # what stands behind a letter
+_IF_OPTION = re.compile(r"\b(?i:if)\s+(?:option\s+)?[(]?[A-J][)]?\s")
+_ANOTHER = re.compile(r"(?:^|[\s,;])[(\[]?[A-J](?:[)\]]|[.:](?=\s))")  # the next of a list of options
 _CONDITION = re.compile(r"\s*,?\s*(?:if|when|unless|provided|assuming|only\s+if)\b", re.IGNORECASE)
 _HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
 _SEVERAL = re.compile(rf"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}")
@@ -134,6 +140,8 @@ class MultipleChoiceVerifier:
             return bare
         anchors = list(_ANCHOR.finditer(said))
         for anchor in reversed(anchors):
+            if _refused(said, anchor, options):
+                return frozenset()
             found = _letter_after(said, anchor.end(), options)
             if found and not _hedged(_sentence(said, anchor.start()), options):
                 return found
@@ -174,6 +182,7 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
     if (
         named
         and len(plain) < 400
+        and not _ANOTHER.search(named[2])
         and not _TAKEN_BACK.search(named[2])
         and not re.match(r"(?:[(\[]?[A-J][)\]]?\s*(?:,|or\b|and\b))", named[2])
     ):
@@ -214,14 +223,26 @@ def _spelled(line: str, options: Mapping[str, str]) -> frozenset[str]:
     return frozenset(letters)
 
 
+def _refused(said: str, anchor: re.Match[str], options: Mapping[str, str]) -> bool:
+    """Whether the letter announced there is said under a condition, taken back, or beside another option's text."""
+    match = _NEXT_LETTER.match(said, anchor.end())
+    if match is None:
+        return False
+    after = said[match.end() :].split("\n")[0]
+    beside = _BESIDE.match(said, match.end("letter"))
+    if beside and not _named(match["letter"].upper(), beside[1].rstrip(" .*"), options):
+        return True
+    return bool(_CONDITION.match(after) or _IF_OPTION.search(_sentence(said, anchor.start()))) or _taken_back(
+        match["letter"], after
+    )
+
+
 def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[str]:
     rest = text[at : at + 500]
     line = rest.strip(" \t\n*_:").split("\n")[0]
     if spelled := _spelled(line, options):
         return spelled
-    match = re.compile(
-        rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE
-    ).match(rest)
+    match = _NEXT_LETTER.match(rest)
     if match:
         return _committed(match, rest, options)
     return _by_text(re.split(r"(?<=\w)\.(?:\s|$)", line)[0], options)
@@ -230,8 +251,6 @@ def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[s
 def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> frozenset[str]:
     """The matched letter, unless more letters or a word follow that make it something else."""
     letter, after = match["letter"], rest[match.end() :]
-    if _CONDITION.match(after) or _taken_back(letter, after.split("\n")[0]):
-        return frozenset()
     dressed = match[0].rstrip()[-1:] != letter
     goes_on = re.match(r"\s+[\w(]", after) and not re.match(r"\s+(?:because|since|as|for|or|and)\b", after)
     if not dressed and goes_on and (letter in "aI" or letter.islower()):
@@ -247,7 +266,7 @@ def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> f
     while (more := _SEVERAL.match(after)) is not None:
         letters.append(more[0].strip(" *()[]{}\"'")[-1].upper())
         after = after[more.end() :].lstrip("*)]}\"'")
-    beside = re.match(r"\s*[).:,-]+\s*([^\n]+)", rest[match.end() - 1 :])
+    beside = _BESIDE.match(rest, match.end("letter"))
     if len(letters) == 1 and beside:
         return _named(letters[0], beside[1].rstrip(" .*"), options)
     return frozenset(letters)

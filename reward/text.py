@@ -18,6 +18,7 @@ _THINK = re.compile(  # <think>, </think>, <a:think>, <think mode="x">, <think/>
     re.IGNORECASE,
 )
 _CLOSES = re.compile(r"(?:[<＜\[◁]|&lt;|<[|｜])\s*/|.*/\s*(?:[>＞]|&gt;)$|<[|｜]end_|.*_end[|｜]>$", re.IGNORECASE | re.DOTALL)
+_MENTION = re.compile(r"\b(?:tokens?|tags?|words?|markers?|string|literal|the|an?|by|called|use|using|write)[ ]$", re.IGNORECASE)
 _STOP = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>|<｜end▁of▁sentence｜>")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")  # thinking and answer as gpt-oss marks them
 _ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
@@ -69,8 +70,8 @@ def _last_said(text: str, tags: list[re.Match[str]]) -> str:
 
 
 def _is_prose(text: str, tag: re.Match[str]) -> bool:
-    before, after = text[: tag.start()][-2:], text[tag.end() :][:2]
-    return (bool(re.fullmatch(r"[\w,][ ]", before)) and bool(re.match(r"[ ][a-z]", after))) or before[-1:] in ("`", '"')
+    before, after = text[: tag.start()][-20:], text[tag.end() :][:2]
+    return bool(_MENTION.search(before)) and bool(re.match(r"[ ][a-z]", after)) or before[-1:] in ("`", '"')
 
 
 def until_stop(text: str) -> str:

@@ -37,11 +37,12 @@ _COMMA_LANGUAGES = (
     r"(?:la\s+)?respuesta(?:\s+final|\s+correcta)?\s*(?:es|:)|(?:la\s+)?r[ée]ponse(?:\s+finale)?\s*(?:est|:)|"
     r"(?:die\s+)?antwort\s*(?:ist|lautet|:)|(?:la\s+)?risposta(?:\s+finale)?\s*(?:è|e'|:)|"
     r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)|"
-    r"(?:das\s+)?ergebnis\s*(?:ist|lautet|:)|jawaban(?:nya)?\s*(?:adalah|:)|cevap\s*:"
+    r"(?:das\s+)?ergebnis\s*(?:ist|lautet|:)|jawaban(?:nya)?\s*(?:adalah|:)|cevap\s*:|\b(?:svare?t?|vastaus)\s*(?:er|är|on|:)"
 )
 _OTHER_COMMA_LANGUAGES = (
     r"ответ\s*(?:\s*—|\s*-|:|равен)|(?:đáp\s+án|câu\s+trả\s+lời)\s*(?:là|:)|"
-    r"(?:الجواب|الإجابة)\s*(?:هو|هي|:)|उत्तर\s*(?:है|:)"
+    r"(?:الجواب|الإجابة)\s*(?:هو|هي|:)|उत्तर\s*(?:है|:)|відповідь\s*(?:—|-|:)|отговор\s*:|απάντηση\s*(?:είναι|:)|คำตอบ\s*(?:คือ|:)|"
+    r"תשובה\s*(?:היא|:)|پاسخ\s*:|odpověď\s*(?:je|:)|válasz\s*:|răspuns(?:ul)?\s*(?:este|:)"
 )
 _COMMA_LANGUAGE = re.compile(f"{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES}", re.IGNORECASE)
 _LINES = r"(?P<gsm>^A\s*:|^[#*\s]*(?:final\s+)?answer[*\s]*:?\s*[*]*\s*$)"
@@ -59,12 +60,17 @@ _SENTENCE_END = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:might|may|maybe|perhaps|possibly|could|probably|not\s+sure|cannot|can't|don't\s+know|asked|suppose|assume|if|"
-    r"guess|unsure|let|either|not|isn't|aren't|wrong|incorrect)\b|\?",
+    r"guess|unsure|let|so\s+far|partial|for\s+now|tentative|either|not|isn't|aren't|wrong|incorrect)\b|\?",
+    re.IGNORECASE,
+)
+_IS_ANSWER = re.compile(  # 25 is the answer
+    r"[\s*_]*(?P<value>[^\s*_][^\n]{0,80}?)[*_]* (?:is|was) (?:therefore |thus )?(?:the|our|my) (?:final |correct )*answer\b[\s.!*]*$",
     re.IGNORECASE,
 )
 _STATES = re.compile(
     r"(?:\b(?:is|are|was|were|equals?|comes?\s+to|makes?|gives?|gets?|totals?|costs?|has|have|needs?|obtains?|yields?|be|left|"
-    r"to|earns?|pays?|sells?|takes?|spends?)\b|=)\s*(?:a\s+total\s+of\s+|exactly\s+|equal\s+to\s+|to\s+)?(?P<value>.+)$",
+    r"to|get|earns?|pays?|sells?|takes?|spends?)\b|=)\s*(?:a\s+total\s+of\s+|exactly\s+|equal\s+to\s+|to\s+)?"
+    r"(?:(?:a\s+)?(?:length|area|value|volume|sum|radius|perimeter|measure|slope|magnitude|degree|size)\s+(?:of\s+)?(?=[$\d\\]))?(?P<value>.+)$",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -145,7 +151,7 @@ def _negated(text: str, at: int) -> bool:
     before = re.split(r"[.\n!]", text[:at])[-1]
     after = text[at : at + 200].split("\n")[0]
     return bool(
-        re.search(r"\b(?:if|whether|not\s+(?:sure|know)|don't\s+know|cannot|maybe|perhaps|might)\b", before, re.I)
+        re.search(r"\b(?:if|whether|not\s+(?:sure|know)|don't\s+know|cannot|maybe|perhaps|might|suppose|assum(?:e|ing)|imagine)\b", before, re.I)
     ) or bool(re.match(r"[^.]*\?", after))
 
 
@@ -179,7 +185,7 @@ def _stated(text: str) -> Extracted | None:
     if (
         len(text) <= 300
         and "\n" not in text
-        and not re.search(r"[a-zA-Z]{2,}.*\s.*[a-zA-Z]{2,}", re.sub(r"\\[a-zA-Z]+", "", text))
+        and not re.search(r"[a-zA-Z]{2,}.*\s.*[a-zA-Z]{2,}|\b(?:is|get|have)\b", re.sub(r"\\[a-zA-Z]+", "", text))
     ):
         return Extracted(text, "bare")
     for sentence in reversed(_sentences(text[-TAIL:])):
@@ -187,7 +193,7 @@ def _stated(text: str) -> Extracted | None:
             r"\s*(?:\d+\.?|\w+:)", sentence
         ):
             continue
-        states = _STATES.search(sentence)
+        states = _IS_ANSWER.match(sentence) or _STATES.search(sentence)
         if _HEDGE.search(sentence) or states is None:
             return None
         value = _value_of(_last_statement(states["value"]))

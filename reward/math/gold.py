@@ -76,6 +76,8 @@ def _fault(text: str) -> str:
 
 def has_value(node: Node) -> bool:
     """Whether nothing in it divides by zero. Not a computation of its value: that may be large."""
+    if node.op == "ellipsis":
+        return False
     if node.op in SCALARS and node.has("infinity"):
         return infinite_sign(node) != 0  # a difference or a quotient of infinities is nothing
     if node.op in SCALARS and not free_symbols(node):

@@ -22,6 +22,7 @@ _SIGNS = {
     "→": r" \to ", "∖": r" \setminus ", "⌊": r" \lfloor ", "⌋": r" \rfloor ", "⌈": r" \lceil ", "⌉": r" \rceil ",
     "⟨": r" \langle ", "⟩": r" \rangle ", "∧": r" \wedge ", "∨": r" \vee ", "≡": r" \equiv ", "¬": r" \neg ",
     "ℓ": "l", "€": r" \text{ euros}", "£": r" \text{ gbp}", "¥": r" \text{ yen}",
+    "✅": " ", "✓": " ", "✔": " ", "☑": " ", "🎉": " ", "👍": " ",
     "。": ".", "、": ",", "；": ";", "，": ",", "（": "(", "）": ")", "％": "%", "：": ":",
 }  # fmt: skip
 _GREEK = dict(
@@ -95,7 +96,7 @@ _DRESSING = re.compile(r"\\(?:mathbf|mathit|boldsymbol|bm|mathsf|mathtt|mathcal|
 _STYLE_SWITCH = re.compile(r"\\(?:bf|it|rm|sf|tt|bfseries|itshape)(?![a-zA-Z])")
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _LABEL = re.compile(
-    r"^(?:\\(?:text|textbf|mathrm)\s*\{)?\s*(?:the\s+)?(?:final\s+)?(?:answer|ans|result|solution)(?:\s+is)?\s*[:=]\s*\}?\s*",
+    r"^(?:\\(?:text|textbf|mathrm)\s*\{)?\s*(?:the\s+)?(?:final\s+)?(?:answer|ans|result|solution)(?:\s+is\b\s*[:=]?|\s*[:=])\s*\}?\s*",
     re.I,
 )
 _ORDINAL = re.compile(
