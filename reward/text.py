@@ -70,7 +70,7 @@ def _last_said(text: str, tags: list[re.Match[str]]) -> str:
 
 
 def _is_prose(text: str, tag: re.Match[str]) -> bool:
-    before, after = text[: tag.start()][-20:], text[tag.end() :][:2]
+    before, after = text[max(0, tag.start() - 20) : tag.start()], text[tag.end() : tag.end() + 2]
     return bool(_MENTION.search(before)) and bool(re.match(r"[ ][a-z]", after)) or before[-1:] in ("`", '"')
 
 

@@ -17,11 +17,14 @@ _TURN = re.compile(
     r"|<\|(?:im_start|start_header_id|user|begin_of_text)\|?>|\[INST\]",
     re.IGNORECASE,
 )
-_HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->", re.DOTALL)
+_HIDDEN = re.compile(
+    r"<!--(?:(?!<!--).)*?-->|\\[hv]?phantom\s*\{(?:[^{}]|\{[^{}]*\}){0,500}\}", re.DOTALL
+)
 _COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
 _DOUBT = re.compile(  # behind the last box
     r"[\s$*]*(?:\\[\])])?[\s$*]*(?:\?|(?:is|was|would\s+be|must\s+be)\s+(?:incorrect|wrong|false|not\s+(?:correct|right|the\s+(?:final\s+)?answer)))"
 )
+_GSM_NUMBER = re.compile(r"^####\s*[-$\\]?\d", re.MULTILINE)
 _GSM = re.compile(r"####\s*(.+)")
 
 # Words that announce the answer, per language. Decimal commas are read in answers that such a word announces.
@@ -94,7 +97,7 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
     said = after_thinking(until_stop(completion))
     if said is None:
         return None
-    said = squash(_HIDDEN.sub(" ", said) if "<!--" in said else said)
+    said = squash(_HIDDEN.sub(" ", said) if "<!--" in said or "phantom" in said else said)
     said = _this_turn(_COMMENT.sub("", said) if "%" in said else said)
     tags = last_tags(said)
     if tags:
@@ -114,7 +117,7 @@ def _this_turn(text: str) -> str:
     """Cut where the model begins to play the next question, once it has answered this one."""
     for turn in islice(_TURN.finditer(text), MAX_TURNS):
         before = text[: turn.start()]
-        if "\\boxed" in before or last_tags(before) or _ANCHORS[before.isascii()].search(before[-TAIL:]):
+        if "\\boxed" in before or last_tags(before) or _GSM_NUMBER.search(before) or _ANCHORS[before.isascii()].search(before[-TAIL:]):
             return before
     return text
 

@@ -13,7 +13,7 @@ import mpmath
 from reward.math.nodes import SCALARS, Node, UnparsedError
 from reward.math.normalise import clean
 from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign
-from reward.math.structure import parse
+from reward.math.structure import NoSuchDigitError, parse
 from reward.math.value import Approximator, PoleError, TooLargeError, UndefinedError, exact
 from reward.text import last_box
 
@@ -67,7 +67,12 @@ def _fault(text: str) -> str:
     words = re.findall(r"(?<!\\)\b[^\W\d_]{2,}\b", re.sub(r"\\[a-zA-Z]+", " ", text))
     if len(words) > MAX_WORDS:
         return f"{len(words)} words look like a solution"
-    trees = readings(text)
+    try:
+        trees = readings(text) or ((parse(text),) if "_" in text else ())
+    except NoSuchDigitError as error:
+        return str(error)
+    except (UnparsedError, RecursionError):
+        trees = ()
     bare = re.sub(r"\\[a-zA-Z]+", "", text)
     if not trees and bare.strip() and not re.search(r"[^\W_]", bare):
         return "unreadable"

@@ -86,6 +86,9 @@ _NOISE = re.compile(
 _ROW_SPACE = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|ex|em|mm|cm|in)\s*\]")
 _BLANKS = re.compile(r"[ \t\r\n]{2,}")
 _DOLLARS = re.compile(r"\\\$\s*(\d[\d,]*(?:\.\d+)?)(?![\d.,]*\s*[\\\w{^/*(])")  # \$5 is 5 dollars, not 5 cents
+_TEMPERATURE = re.compile(  # 98.6^\circ F is no product with a symbol F
+    r"(?<=[\d\s}])\^?\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{\s*([FC])\s*\}|([FC])(?![\w{]))"
+)
 _BRACED_SIGN = re.compile(r"(?<![_^])\{([:=<>])\}")  # 3{:}30
 _CYCLE = re.compile(r"(\d*\.\d*?)(?:(\d)\2{2,}|(\d{2,}?)\3+)(?:\.{3}|…|\\[lc]?dots(?![a-zA-Z]))")  # 0.333... is a third
 _CURRENCY = re.compile(r"([€£¥])\s*(\d[\d,]*(?:\.\d+)?)")
@@ -119,6 +122,7 @@ def clean(text: str) -> str:
     text = _THIN_GROUP.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _SIGN.sub(lambda m: _SIGNS[m[0]], visible(text))
     text = _strip_wrappers(_one_line(_DOLLARS.sub(r"\1 \\text{ dollars}", text)))
+    text = _TEMPERATURE.sub(lambda m: rf" \text{{ deg{m[1] or m[2]}}}", text)
     text = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", text)
     text = _DRESSING.sub("", _STYLE_SWITCH.sub(" ", _COLOUR.sub("", text)))
     text = " ".join(_NOISE.sub(" ", text).replace("{,}", "." if text.count("{,}") == 1 else ",").split())

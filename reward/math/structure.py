@@ -22,8 +22,9 @@ _MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "Vmatrix", "Bm
 _LETTER_DIGITS = re.compile(r"\\(?:text|mathrm|texttt)\s*\{\s*([0-9A-Za-z]+)\s*\}")  # digits of a number like 2B
 _DIGIT_GROUPS = re.compile(r"\d{1,3}(?:,\d{3})+(?=\s*_)|\d{4}(?: \d{4})+(?=\s*_)")
 _IN_BASE = re.compile(r"([0-9A-Za-z]+)\s*(?:\\text\s*\{\s*)?\(?\s*(?:in\s+)?base[\s-]*\}?\s*(\w+)\s*\)?\s*\}?")
-_BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*(?:(\d)|\{\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w+)\s*\}?\s*\})")
+_BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*(?:(\d)|\{\s*(?:\\(?:text|mathrm)\s*\{)?\s*(?:base\s*\}?\s*)?\(?(\w+)\)?\s*\}?\s*\})")
 _CALLED = re.compile(r"'*|\^(?:\{-1\}|\{?(?:prime)+\}?)|_(?:\w|\{\w+\})")  # f, f', f^{-1} and f_1 of (x)
+_DERIVATIVE = re.compile(r"frac\{d(?:\^\{?\d\}?)?[a-zA-Z]\}\{d[a-z](?:\^\{?\d\}?)?\}|d[a-zA-Z]/d[a-z]")  # dy/dx
 _BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
     "twelve": 12, "sixteen": 16,
@@ -31,7 +32,12 @@ _BASE_WORDS = {
 
 
 _REALS = re.compile(r"(?:(?:all|any|every)\s+(?:the\s+)?|the\s+)?(?:set\s+of\s+(?:all\s+)?)?real(?:s|\s+(?:numbers?|values?))")
+_ALL_BUT = re.compile(r"(.*) (?:except(?: for)?|excluding|other than)")
 _NOTHING = re.compile(r"(?:the\s+)?empty\s+set|(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+)?solutions?(?:\s+exists?)?")
+
+
+class NoSuchDigitError(UnparsedError):
+    """A number in a base that lacks one of its digits: no answer to anything."""
 
 
 def parse(text: str, *, grouped: bool = True) -> Node:
@@ -60,7 +66,7 @@ def _based(text: str) -> Node | None:
     try:
         int(digits, base)
     except ValueError:
-        raise UnparsedError(f"{match[1]} has digits that base {base} lacks") from None
+        raise NoSuchDigitError(f"{match[1]} has digits that base {base} lacks") from None
     return Node("based", name=digits, args=(sym(str(base)),))
 
 
@@ -163,6 +169,8 @@ def _label(tokens: list[Token]) -> Node:
     ):
         return Node("text", name=" ".join(token.text for token in tokens).casefold())
     shape = [token.text for token in tokens]
+    if _DERIVATIVE.fullmatch("".join(shape)):
+        return Node("call", name="".join(shape))
     opens = shape.index("(") if "(" in shape else 0
     named = opens > 0 and tokens[0].kind == "sym" and shape[-1] == ")" and _CALLED.fullmatch("".join(shape[1:opens]))
     inside = tokens[opens + 1 : -1]
@@ -204,6 +212,10 @@ def _item(tokens: list[Token]) -> Node:
             return Node("reals")
         if _NOTHING.fullmatch(words):
             return Node("set")
+    if tokens[0].kind == "text" and (but := _ALL_BUT.fullmatch(" ".join(tokens[0].text.casefold().split()))):
+        if _REALS.fullmatch(but[1]) and len(tokens) > 1:
+            left_out = _item(tokens[1:])
+            return Node("minus", (Node("reals"), left_out if left_out.op == "set" else Node("set", (left_out,))))
     if first == "emptyset" and len(tokens) == 1:
         return Node("set")
     if first == "bbR" and len(tokens) == 1:
