@@ -8,7 +8,7 @@ import unicodedata
 MAX_CHARS = 1_000_000  # what is longer is cut to its end: the answer stands there
 _INVISIBLE = dict.fromkeys([*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF, 0xAD])
 _THINK_NAMES = (
-    r"think(?:ing)?|thoughts?|(?:think(?:ing)?|thought|reasoning)_process|reasoning|scratch_?pad|reflection|analysis|rationale"
+    r"think(?:ing)?(?:_\w{1,20})?|thoughts?(?:_\w{1,20})?|reason(?:ing)?(?:_\w{1,20})?|scratch_?pad|reflection|analysis|rationale"
     r"|cot|chain_of_thought|(?:inner_)?monologue|deliberation|brainstorm(?:ing)?|planning|draft|internal_(?:thoughts?|reasoning)"
 )
 _THINK = re.compile(  # <think>, </think>, <a:think>, <think mode="x">, <think/>; and as other vendors write them
@@ -17,8 +17,12 @@ _THINK = re.compile(  # <think>, </think>, <a:think>, <think mode="x">, <think/>
     r"|<[|｜]/?(?:(?:begin|start|end)_(?:of_)?)?(?:think(?:ing)?|thought|reasoning)(?:_(?:start|end))?[|｜]>",
     re.IGNORECASE,
 )
-_CLOSES = re.compile(r"(?:[<＜\[◁]|&lt;|<[|｜])\s*/|.*/\s*(?:[>＞]|&gt;)$|<[|｜]end_|.*_end[|｜]>$", re.IGNORECASE | re.DOTALL)
-_MENTION = re.compile(r"\b(?:tokens?|tags?|words?|markers?|string|literal|the|an?|by|called|use|using|write)[ ]$", re.IGNORECASE)
+_CLOSES = re.compile(
+    r"(?:[<＜\[◁]|&lt;|<[|｜])\s*/|.*/\s*(?:[>＞]|&gt;)$|<[|｜]end_|.*_end[|｜]>$", re.IGNORECASE | re.DOTALL
+)
+_MENTION = re.compile(
+    r"\b(?:tokens?|tags?|words?|markers?|string|literal|the|an?|by|called|use|using|write)[ ]$", re.IGNORECASE
+)
 _STOP = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>|<｜end▁of▁sentence｜>")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")  # thinking and answer as gpt-oss marks them
 _ANSWER_TAG = re.compile(r"<\s*answer\s*>((?:(?!<\s*answer\s*>).)*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
@@ -71,7 +75,7 @@ def _last_said(text: str, tags: list[re.Match[str]]) -> str:
 
 def _is_prose(text: str, tag: re.Match[str]) -> bool:
     before, after = text[max(0, tag.start() - 20) : tag.start()], text[tag.end() : tag.end() + 2]
-    return bool(_MENTION.search(before)) and bool(re.match(r"[ ][a-z]", after)) or before[-1:] in ("`", '"')
+    return (bool(_MENTION.search(before)) and bool(re.match(r"[ ][a-z]", after))) or before[-1:] in ("`", '"')
 
 
 def until_stop(text: str) -> str:
@@ -172,6 +176,7 @@ def last_box(text: str) -> str | None:
 _JOINED = re.compile(
     r"(?:[^\w\\=+]|_|(?<!\d)\d{1,2}[.):]|(?<![^\W_])[a-hivxA-H]{1,3}[.)]"
     r"|\\(?:[()\[\]\\,;:! ]|(?:quad|qquad|lor|vee|cup|text|textbf|to|rightarrow)(?![a-zA-Z]))"
+    r"|(?<![^\W_])(?:case|option|part|possibility|candidate|answer|solution)\s*\(?(?:\d{1,2}|[a-hA-H]|[ivx]{1,4})\)?(?![^\W_])"
     r"|(?<![^\W_])(?:and|or|vs|else|either|also|alternatively|maybe|perhaps|possibly)(?![^\W_])|或者?|和|及)*"
     r"|[^.!?\n]*\b(?:might|may|maybe|perhaps|possibly|could|alternatively|or)\b[^.!?\n]*",
     re.IGNORECASE,

@@ -125,7 +125,9 @@ def _chain_value(node: Node, *, loose: bool, other: Node, policy: Policy) -> Nod
             return None
         if free_symbols(side) and not free_symbols(last):
             zero = side.op == "add" and last.op == "num" and last.value == 0  # an equation, not a value
-            asked = len(free_symbols(side)) > 1 or (side.op == "fn" and side.name != "abs")  # x^2 = 5 is to be solved yet
+            asked = len(free_symbols(side)) > 1 or (
+                side.op == "fn" and side.name != "abs"
+            )  # x^2 = 5 is to be solved yet
             if loose and asked and not zero and not free_symbols(other):  # a + b = 5 answers "find a + b"
                 continue
             return None

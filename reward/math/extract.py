@@ -17,12 +17,10 @@ _TURN = re.compile(
     r"|<\|(?:im_start|start_header_id|user|begin_of_text)\|?>|\[INST\]",
     re.IGNORECASE,
 )
-_HIDDEN = re.compile(
-    r"<!--(?:(?!<!--).)*?-->|\\[hv]?phantom\s*\{(?:[^{}]|\{[^{}]*\}){0,500}\}", re.DOTALL
-)
+_HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->|\\[hv]?phantom\s*\{(?:[^{}]|\{[^{}]*\}){0,500}\}", re.DOTALL)
 _COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
 _DOUBT = re.compile(  # behind the last box
-    r"[\s$*]*(?:\\[\])])?[\s$*]*(?:\?|(?:is|was|would\s+be|must\s+be)\s+(?:incorrect|wrong|false|not\s+(?:correct|right|the\s+(?:final\s+)?answer)))"
+    r"[\s$*]*(?:\\[\])])?[\s$*]*(?:\?|[,.;]?\s*(?:(?:but|wait|no|hmm+|actually)\b[\s,.]*)*(?:(?:that|this|it)\s+)?(?:is|was|would\s+be|must\s+be)\s+(?:incorrect|wrong|false|not\s+(?:correct|right|the\s+(?:final\s+)?answer)))"
 )
 _GSM_NUMBER = re.compile(r"^####\s*[-$\\]?\d", re.MULTILINE)
 _GSM = re.compile(r"####\s*(.+)")
@@ -66,8 +64,10 @@ _HEDGE = re.compile(
     r"guess|unsure|let|so\s+far|partial|for\s+now|tentative|either|not|isn't|aren't|wrong|incorrect)\b|\?",
     re.IGNORECASE,
 )
+_ASKS = re.compile(r"\b(?:how|what|which|who|where)\b[^?]*\?\s*$", re.IGNORECASE)
 _IS_ANSWER = re.compile(  # 25 is the answer
-    r"[\s*_]*(?P<value>[^\s*_][^\n]{0,80}?)[*_]* (?:is|was) (?:therefore |thus )?(?:the|our|my) (?:final |correct )*answer\b[\s.!*]*$",
+    r"[\s*_]*(?P<value>[^\s*_][^\n]{0,80}?)[*_]* (?:is|was) (?:therefore |thus )?(?:the|our|my) "
+    r"(?:final |correct )*answer\b[\s.!*]*$",
     re.IGNORECASE,
 )
 _STATES = re.compile(
@@ -117,7 +117,12 @@ def _this_turn(text: str) -> str:
     """Cut where the model begins to play the next question, once it has answered this one."""
     for turn in islice(_TURN.finditer(text), MAX_TURNS):
         before = text[: turn.start()]
-        if "\\boxed" in before or last_tags(before) or _GSM_NUMBER.search(before) or _ANCHORS[before.isascii()].search(before[-TAIL:]):
+        if (
+            "\\boxed" in before
+            or last_tags(before)
+            or _GSM_NUMBER.search(before)
+            or _ANCHORS[before.isascii()].search(before[-TAIL:])
+        ):
             return before
     return text
 
@@ -154,7 +159,11 @@ def _negated(text: str, at: int) -> bool:
     before = re.split(r"[.\n!]", text[:at])[-1]
     after = text[at : at + 200].split("\n")[0]
     return bool(
-        re.search(r"\b(?:if|whether|not\s+(?:sure|know)|don't\s+know|cannot|maybe|perhaps|might|suppose|assum(?:e|ing)|imagine)\b", before, re.I)
+        re.search(
+            r"\b(?:if|whether|not\s+(?:sure|know)|don't\s+know|cannot|maybe|perhaps|might|suppose|assum(?:e|ing)|imagine)\b",
+            before,
+            re.I,
+        )
     ) or bool(re.match(r"[^.]*\?", after))
 
 
@@ -185,6 +194,7 @@ def _only_word(after: str) -> bool:
 def _stated(text: str) -> Extracted | None:
     """A completion without any marker: itself when it is a bare formula, else the last plain statement's value."""
     text = re.sub(r"^```\w*\n(.*)\n```$", r"\1", text.strip(), flags=re.DOTALL)
+    text = re.sub(r"^(?:so|thus|hence|therefore)\b,?\s+(?=[$\\\d-])", "", text, flags=re.IGNORECASE)
     if (
         len(text) <= 300
         and "\n" not in text
@@ -192,6 +202,8 @@ def _stated(text: str) -> Extracted | None:
     ):
         return Extracted(text, "bare")
     for sentence in reversed(_sentences(text[-TAIL:])):
+        if _ASKS.search(sentence):
+            return None
         if not re.search(r"\d|\$|\\\(|\\\[|\b(?:true|false|yes|no)\s*$", sentence, re.IGNORECASE) or re.match(
             r"\s*(?:\d+\.?|\w+:)", sentence
         ):

@@ -20,13 +20,13 @@ from reward.text import last_box
 _SENTINEL_WORDS = """
 proof notfound not_found nan none null nil n/a na unknown see_solution see_below see_above todo tbd - ? error
 missing omitted tba invalid [invalid] unanswerable answer solution \\square \\blacksquare \\qed \\boxed
-to_be_determined placeholder [object_object] redacted hidden deleted varies n.a. not_specified
+to_be_determined placeholder object_object redacted hidden deleted varies n.a. not_specified
 no_answer not_available not_applicable no_final_answer nothing empty
 """
 SENTINELS = frozenset(_SENTINEL_WORDS.split())
 _NO_ANSWER = re.compile(
-    r"\b(?:see|refer)\b.*\b(?:explanations?|solutions?|above|below|figure|diagram|graph|text|table|attached)\b"
-    r"|\banswers?\s+(?:may|will|can)\s+vary\b|\bfailed\s+to\s+(?:parse|extract|load)\b|\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
+    r"\b(?:see|refer|shown)\b.*\b(?:explanations?|solutions?|above|below|figure|diagram|graph|text|table|attached)\b"
+    r"|\banswers?\s+(?:may|will|can)\s+vary\b|\bno\s+(?:answers?|solutions?)\s+(?:(?:is|was|were|are)\s+)?(?:provided|available|given|found)\b|\bfailed\s+to\s+(?:parse|extract|load)\b|\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
 )
 MAX_GOLD_BITS = 10_000
 MAX_WORDS = 12  # of a gold in words; a longer one is a solution, not an answer
@@ -54,7 +54,7 @@ def gold_text(answer: Any) -> str:
     box = last_box(text)
     text = clean(box if box is not None else text)
     words = flat(text).replace(".", "").lstrip("+-")
-    if not words or _NO_ANSWER.search(words) or {text.casefold(), words.replace(" ", "_")} & SENTINELS:
+    if not words or _NO_ANSWER.search(words) or {text.casefold(), words.strip("[]<>").replace(" ", "_")} & SENTINELS:
         raise BadGoldError(f"answer {answer!r:.80} is no answer")
     if fault := _fault(text):
         raise BadGoldError(f"{fault}: {text[:80]!r}")
@@ -76,6 +76,8 @@ def _fault(text: str) -> str:
     bare = re.sub(r"\\[a-zA-Z]+", "", text)
     if not trees and bare.strip() and not re.search(r"[^\W_]", bare):
         return "unreadable"
+    if text.count("\\begin{") != text.count("\\end{"):
+        return "open environment"
     return "" if not trees or any(map(has_value, trees)) else "has no value"
 
 

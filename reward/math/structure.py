@@ -18,11 +18,26 @@ RELATIONS = frozenset(["=", "<", ">", "le", "ge", "ne", "approx", "equiv", "in",
 _OPEN = frozenset(["(", "[", "{", "\\{", "langle", "lfloor", "lceil"])
 _CLOSE = frozenset([")", "]", "}", "\\}", "rangle", "rfloor", "rceil"])
 _PAIRS = {"(": ")]", "[": "])", "{": "}", "\\{": ["\\}"], "langle": ["rangle"], "]": "[]"}
-_MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "Vmatrix", "Bmatrix", "smallmatrix", "psmallmatrix", "bsmallmatrix", "array"])
+_MATRICES = frozenset(
+    [
+        "matrix",
+        "pmatrix",
+        "bmatrix",
+        "vmatrix",
+        "Vmatrix",
+        "Bmatrix",
+        "smallmatrix",
+        "psmallmatrix",
+        "bsmallmatrix",
+        "array",
+    ]
+)
 _LETTER_DIGITS = re.compile(r"\\(?:text|mathrm|texttt)\s*\{\s*([0-9A-Za-z]+)\s*\}")  # digits of a number like 2B
 _DIGIT_GROUPS = re.compile(r"\d{1,3}(?:,\d{3})+(?=\s*_)|\d{4}(?: \d{4})+(?=\s*_)")
 _IN_BASE = re.compile(r"([0-9A-Za-z]+)\s*(?:\\text\s*\{\s*)?\(?\s*(?:in\s+)?base[\s-]*\}?\s*(\w+)\s*\)?\s*\}?")
-_BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*(?:(\d)|\{\s*(?:\\(?:text|mathrm)\s*\{)?\s*(?:base\s*\}?\s*)?\(?(\w+)\)?\s*\}?\s*\})")
+_BASED = re.compile(
+    r"\(?([0-9A-Za-z]+)\)?\s*_\s*(?:(\d)|\{\s*(?:\\(?:text|mathrm)\s*\{)?\s*(?:base\s*\}?\s*)?\(?(\w+)\)?\s*\}?\s*\})"
+)
 _CALLED = re.compile(r"'*|\^(?:\{-1\}|\{?(?:prime)+\}?)|_(?:\w|\{\w+\})")  # f, f', f^{-1} and f_1 of (x)
 _DERIVATIVE = re.compile(r"frac\{d(?:\^\{?\d\}?)?[a-zA-Z]\}\{d[a-z](?:\^\{?\d\}?)?\}|d[a-zA-Z]/d[a-z]")  # dy/dx
 _BASE_WORDS = {
@@ -31,7 +46,9 @@ _BASE_WORDS = {
 }  # fmt: skip
 
 
-_REALS = re.compile(r"(?:(?:all|any|every)\s+(?:the\s+)?|the\s+)?(?:set\s+of\s+(?:all\s+)?)?real(?:s|\s+(?:numbers?|values?))")
+_REALS = re.compile(
+    r"(?:(?:all|any|every)\s+(?:the\s+)?|the\s+)?(?:set\s+of\s+(?:all\s+)?)?real(?:s|\s+(?:numbers?|values?))"
+)
 _ALL_BUT = re.compile(r"(.*) (?:except(?: for)?|excluding|other than)")
 _NOTHING = re.compile(r"(?:the\s+)?empty\s+set|(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+)?solutions?(?:\s+exists?)?")
 
@@ -206,16 +223,8 @@ def _item(tokens: list[Token]) -> Node:
         return _environment(tokens)
     if (multiple := _multiple(tokens)) is not None:
         return multiple
-    if all(token.kind == "text" for token in tokens):
-        words = " ".join(" ".join(token.text for token in tokens).casefold().split())
-        if _REALS.fullmatch(words):
-            return Node("reals")
-        if _NOTHING.fullmatch(words):
-            return Node("set")
-    if tokens[0].kind == "text" and (but := _ALL_BUT.fullmatch(" ".join(tokens[0].text.casefold().split()))):
-        if _REALS.fullmatch(but[1]) and len(tokens) > 1:
-            left_out = _item(tokens[1:])
-            return Node("minus", (Node("reals"), left_out if left_out.op == "set" else Node("set", (left_out,))))
+    if tokens[0].kind == "text" and (described := _in_words(tokens)) is not None:
+        return described
     if first == "emptyset" and len(tokens) == 1:
         return Node("set")
     if first == "bbR" and len(tokens) == 1:
@@ -229,6 +238,19 @@ def _item(tokens: list[Token]) -> Node:
     if len(parts) > 1:
         return Node("ratio", tuple(ExpressionReader(part).read_all() for part in parts))
     return ExpressionReader(tokens).read_all()
+
+
+def _in_words(tokens: list[Token]) -> Node | None:
+    """All real numbers, all real numbers except 2, no solution, the empty set."""
+    words = " ".join(tokens[0].text.casefold().split())
+    but = _ALL_BUT.fullmatch(words)
+    if but and _REALS.fullmatch(but[1]) and len(tokens) > 1:
+        left_out = _item(tokens[1:])
+        return Node("minus", (Node("reals"), left_out if left_out.op == "set" else Node("set", (left_out,))))
+    if any(token.kind != "text" for token in tokens):
+        return None
+    words = " ".join(" ".join(token.text for token in tokens).casefold().split())
+    return Node("reals") if _REALS.fullmatch(words) else Node("set") if _NOTHING.fullmatch(words) else None
 
 
 def _collection(tokens: list[Token], first: str, last: str) -> Node | None:

@@ -17,8 +17,16 @@ _NAMES = {
     "millilitre": "ml", "milligram": "mg", "kilowatt": "kw", "mole": "mol", "kelvin": "k", "amp": "a", "ampere": "a",
     "hertz": "hz", "pascal": "pa", "ohm": "ω", "radian": "rad", "rads": "rad", "microgram": "µg", "mcg": "µg",
 }  # fmt: skip
-_SPELLED_OUT = {"mph": "mi/h", "kph": "km/h", "kmph": "km/h", "kmh": "km/h", "fps": "ft/s", "bpm": "beat/min", "degf": "° fahrenheit",
-    "degc": "° celsius"}
+_SPELLED_OUT = {
+    "mph": "mi/h",
+    "kph": "km/h",
+    "kmph": "km/h",
+    "kmh": "km/h",
+    "fps": "ft/s",
+    "bpm": "beat/min",
+    "degf": "° fahrenheit",
+    "degc": "° celsius",
+}
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _TOKEN = re.compile(r"[^\W\d_]+|\^|/|-?\d+|[$¢°€£¥]")
 
