@@ -27,7 +27,7 @@ _ANCHOR = re.compile(
     r"|(?:antwort|respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap|odpowied[źz]|відповідь|svar|đáp\s+án)"
     r"(?:\s+\w+)?\s*(?:ist|est|es|é|è|:|：|is|adalah|to|là)(?!\w)"
     r"|(?:الإجابة|الجواب)(?:\s+\w+)?\s*(?:هي|هو|:)|(?:答え|こたえ|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
-    r"|^[#*\s]*(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*correct\s*:",
+    r"|^[#* \t]{0,20}(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*correct\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
 _CONCLUDES = re.compile(

@@ -133,6 +133,7 @@ def boxes(text: str) -> list[tuple[int, int, str | None]]:
     return found
 
 
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is no brace
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 
 
@@ -150,19 +151,14 @@ def _box_at(text: str, match: re.Match[str]) -> tuple[int, int, str | None]:
 
 def closing_brace(text: str, start: int) -> int | None:
     """The index just after the brace that closes ``text[start]``, or None."""
-    depth, here = 0, start
-    while here < len(text):
-        letter = text[here]
-        if letter == "\\":
-            here += 2
-            continue
-        if letter == "{":
+    depth = 0
+    for mark in _BRACE.finditer(text, start):
+        if mark[0] == "{":
             depth += 1
-        elif letter == "}":
+        elif mark[0] == "}":
             depth -= 1
             if depth == 0:
-                return here + 1
-        here += 1
+                return mark.end()
     return None
 
 

@@ -46,7 +46,7 @@ _OTHER_COMMA_LANGUAGES = (
     r"תשובה\s*(?:היא|:)|پاسخ\s*:|odpověď\s*(?:je|:)|válasz\s*:|răspuns(?:ul)?\s*(?:este|:)"
 )
 _COMMA_LANGUAGE = re.compile(f"{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES}", re.IGNORECASE)
-_LINES = r"(?P<gsm>^A\s*:|^[#*\s]*(?:final\s+)?answer[*\s]*:?\s*[*]*\s*$)"
+_LINES = r"(?P<gsm>^A\s*:|^[#* \t]{0,20}(?:final\s+)?answer[*\s]*:?\s*[*]*\s*$)"
 _ANCHORS = {  # by whether the text is ASCII: most are, and other scripts cannot stand there
     True: re.compile(f"(?P<plain>{_ENGLISH})|(?P<comma>{_COMMA_LANGUAGES})|{_LINES}", re.I | re.MULTILINE),
     False: re.compile(
