@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from reward.math.anchors import COMMA_LANGUAGE, last_anchor
 from reward.text import after_thinking, boxes, last_boxes, last_tags, squash, until_stop
 
 MAX_ANSWER = 20_000
@@ -25,35 +26,6 @@ _DOUBT = re.compile(  # behind the last box
 _GSM_NUMBER = re.compile(r"^####\s*[-$\\]?\d", re.MULTILINE)
 _GSM = re.compile(r"####\s*(.+)")
 
-# Words that announce the answer, per language. Decimal commas are read in answers that such a word announces.
-_ENGLISH = (
-    r"(?:final\s+|correct\s+|overall\s+)?(?:answers?|results?|ans|solutions?)\s*(?:\(s\))?\s*(?:\*\*|__)?\s*"
-    r"(?:is(?:\s+(?:therefore|thus|then|just|simply))?(?!\w)|are\b|equals\b|=|:|：|will\s+be\b|would\s+be\b|comes\s+(?:out\s+)?to\b)"
-)
-_EAST_ASIAN = (
-    r"(?:最[终終]|最[后後]的?|正[确確])?答案\s*(?:应该|應該|就)?\s*(?:是|[为為]|：|:)|[结結]果\s*(?:是|[为為]|：|:)|答え\s*(?:は|：|:)|答\s*(?:：|:)|"
-    r"(?:정답|답)\s*(?:은|는|:)"
-)
-_COMMA_LANGUAGES = (
-    r"(?:la\s+)?respuesta(?:\s+final|\s+correcta)?\s*(?:es|:)|(?:la\s+)?r[ée]ponse(?:\s+finale)?\s*(?:est|:)|"
-    r"(?:die\s+)?antwort\s*(?:ist|lautet|:)|(?:la\s+)?risposta(?:\s+finale)?\s*(?:è|e'|:)|"
-    r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)|"
-    r"(?:das\s+)?ergebnis\s*(?:ist|lautet|:)|jawaban(?:nya)?\s*(?:adalah|:)|cevap\s*:|\b(?:svare?t?|vastaus)\s*(?:er|är|on|:)"
-)
-_OTHER_COMMA_LANGUAGES = (
-    r"ответ\s*(?:\s*—|\s*-|:|равен)|(?:đáp\s+án|câu\s+trả\s+lời)\s*(?:là|:)|"
-    r"(?:الجواب|الإجابة)\s*(?:هو|هي|:)|उत्तर\s*(?:है|:)|відповідь\s*(?:—|-|:)|отговор\s*:|απάντηση\s*(?:είναι|:)|คำตอบ\s*(?:คือ|:)|"
-    r"תשובה\s*(?:היא|:)|پاسخ\s*:|odpověď\s*(?:je|:)|válasz\s*:|răspuns(?:ul)?\s*(?:este|:)"
-)
-_COMMA_LANGUAGE = re.compile(f"{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES}", re.IGNORECASE)
-_LINES = r"(?P<gsm>^A\s*:|^[#* \t]{0,20}(?:final\s+)?answer[*\s]*:?\s*[*]*\s*$)"
-_ANCHORS = {  # by whether the text is ASCII: most are, and other scripts cannot stand there
-    True: re.compile(f"(?P<plain>{_ENGLISH})|(?P<comma>{_COMMA_LANGUAGES})|{_LINES}", re.I | re.MULTILINE),
-    False: re.compile(
-        f"(?P<plain>{_ENGLISH}|{_EAST_ASIAN})|(?P<comma>{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES})|{_LINES}",
-        re.I | re.MULTILINE,
-    ),
-}
 _SENTENCE_END = re.compile(
     r"(?<=[^.\s])\.(?=\s+[A-Z\"'(\\*]|\s*$|\s*\n|\*)|\n|[。；！？]|(?<=\d)!(?=\s+[A-Z])|"
     r",?\s+(?:because|since|which|so|as\s+(?:required|desired|we|the)|where|i\.e\.|hence|thus|therefore|but|for\s+the)\b|"
@@ -107,7 +79,7 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
     if "\\boxed" in said or "\\fbox" in said or "\\framebox" in said:
         boxed = _from_boxes(said)
         if boxed:
-            comma = re.search(r"\d,\d", boxed.text) and _COMMA_LANGUAGE.search(said[-TAIL:])
+            comma = re.search(r"\d,\d", boxed.text) and COMMA_LANGUAGE.search(said[-TAIL:])
             return replace(boxed, comma=bool(comma))
         return None if boxes(said) else _announced(said)
     return _announced(said) or (_stated(said) if prose else None)
@@ -117,12 +89,7 @@ def _this_turn(text: str) -> str:
     """Cut where the model begins to play the next question, once it has answered this one."""
     for turn in islice(_TURN.finditer(text), MAX_TURNS):
         before = text[: turn.start()]
-        if (
-            "\\boxed" in before
-            or last_tags(before)
-            or _GSM_NUMBER.search(before)
-            or _ANCHORS[before.isascii()].search(before[-TAIL:])
-        ):
+        if "\\boxed" in before or last_tags(before) or _GSM_NUMBER.search(before) or last_anchor(before[-TAIL:]):
             return before
     return text
 
@@ -144,14 +111,11 @@ def _announced(text: str) -> Extracted | None:
     gsm = list(_GSM.finditer(tail))
     if gsm:
         return Extracted(gsm[-1][1].strip(), "hash")
-    anchors = list(_ANCHORS[tail.isascii()].finditer(tail))
-    if not anchors:
+    anchor = last_anchor(tail)
+    if anchor is None or _negated(tail, anchor.start):
         return None
-    anchor = anchors[-1]
-    if _negated(tail, anchor.start()):
-        return None
-    value = _value_of(tail[anchor.end() :])
-    return Extracted(value, "announced", comma=anchor["comma"] is not None) if value else None
+    value = _value_of(tail[anchor.end :])
+    return Extracted(value, "announced", comma=anchor.comma) if value else None
 
 
 def _negated(text: str, at: int) -> bool:

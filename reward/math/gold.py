@@ -123,6 +123,8 @@ def readings(text: str) -> tuple[Node, ...]:
 
 def flat(text: str) -> str:
     """Words of a text answer, case-folded, without LaTeX dressing."""
+    if text.isascii() and text.isalnum():
+        return text.casefold()
     text = re.sub(r"\\(?:text|mbox|textrm|textbf|textit|mathrm|operatorname|mathbf)\s*(?=\{)", " ", text)
     text = re.sub(r"[{}$]|\\[,;! ]", " ", text)
     text = re.sub(r"^\s*\((.*)\)\s*$", r"\1", text)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from reward.text import closing_brace, visible
 
+MAX_CACHED = 200  # characters of a formula whose spelling is remembered
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣʸᵏᵐ", "0123456789+-()nixykm")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx")
 _VULGAR = {
@@ -113,6 +115,12 @@ _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 
 def clean(text: str) -> str:
     """One spelling of a formula. Idempotent in effect; never evaluates anything."""
+    if text.isascii() and text.isdigit():
+        return text  # most answers
+    return _cleaned_once(text) if len(text) <= MAX_CACHED else _cleaned(text)
+
+
+def _cleaned(text: str) -> str:
     text = _CYCLE.sub(lambda m: rf"{m[1]}\overline{{{m[2] or m[3]}}}", _BRACED_SIGN.sub(r"\1", text))
     text = _CURRENCY.sub(r"\2\1", _ROW_SPACE.sub(" ", _BLANKS.sub(" ", text)))
     text = _VULGAR_RUN.sub(lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]], text)
@@ -134,6 +142,9 @@ def clean(text: str) -> str:
             break
         text = _trim(text[1:-1])
     return text
+
+
+_cleaned_once = lru_cache(maxsize=4096)(_cleaned)  # a group of samples has one gold, and few answers
 
 
 def _one_line(text: str) -> str:

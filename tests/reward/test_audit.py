@@ -113,7 +113,8 @@ def test_rows_may_hold_any_unicode_line_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "expression", ["__import__('os').getpid()", "open('x')", "'a' * 10**9", "(", "[x for x in y]", "[str(x) for x in range(10**8)]"]
+    "expression",
+    ["__import__('os').getpid()", "open('x')", "'a' * 10**9", "(", "[x for x in y]", "[str(x) for x in range(10**8)]"],
 )
 def test_generators_are_no_programs(tmp_path: Path, expression: str) -> None:
     with pytest.raises(VerifierError, match="line 1"):
