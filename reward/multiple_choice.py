@@ -27,7 +27,7 @@ _ANCHOR = re.compile(
     r"|(?:antwort|respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap|odpowied[źz]|відповідь|svar|đáp\s+án)"
     r"(?:\s+\w+)?\s*(?:ist|est|es|é|è|:|：|is|adalah|to|là)(?!\w)"
     r"|(?:الإجابة|الجواب)(?:\s+\w+)?\s*(?:هي|هو|:)|(?:答え|こたえ|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
-    r"|^[#* \t]{0,20}(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*correct\s*:",
+    r"|^[#* \t]{0,20}(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*(?:correct|final)\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
 _CONCLUDES = re.compile(
@@ -39,13 +39,15 @@ _CAPITAL = _LETTER.replace("letter", "capital").replace("A-Ja-j", "A-J")
 _IS_CORRECT = re.compile(
     rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![A-Za-z0-9_-]){_CAPITAL})"
     r"(?:\s+is\s+(?:the\s+)?(?:correct|right|best|most\s+(?:likely|appropriate))\b(?!\s+(?:if|when|only|except))|\s+(?:remains|is\s+left)\b"
-    r"|\s*(?:是)?正[确確])"
+    r"|\s*(?:选项|選項)?(?:是)?正[确確])"
 )
 _NAMED = re.compile(
     r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", re.DOTALL
 )
 _ALONE = re.compile(r"\s*[*_]{0,2}[(\[]?[A-J][)\]]?\.?[*_]{0,2}\s*")  # a letter with a line of its own
-_TAKEN_BACK = re.compile(r"\b(?:wait|actually|hmm+|correction|no)\s*[,:.…-]", re.IGNORECASE)
+_TAKEN_BACK = re.compile(
+    r"\b(?:no,?\s+wait|wait,?\s+no)\b|\b(?:wait|actually|hmm+|correction|no)\s*[,:.…-]", re.IGNORECASE
+)
 _NEXT_LETTER = re.compile(rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE)
 _BESIDE = re.compile(r"[\s*)\]}]*[).:,-]+\s*([^\n]+)")  # what stands behind a letter
 _IF_OPTION = re.compile(r"\b(?i:if)\s+(?:option\s+)?[(]?[A-J][)]?\s")

@@ -12,7 +12,7 @@ _THINK_NAMES = (
     r"|cot|chain_of_thought|(?:inner_)?monologue|deliberation|brainstorm(?:ing)?|planning|draft|internal_(?:thoughts?|reasoning)"
 )
 _THINK = re.compile(  # <think>, </think>, <a:think>, <think mode="x">, <think/>; and as other vendors write them
-    rf"(?:[<＜]|&lt;)\s*/?\s*(?:[\w-]{{1,20}}:)?(?:{_THINK_NAMES})(?:\s[^<>&]{{0,200}})?\s*/?(?:[>＞]|&gt;)"
+    rf"(?:[<＜]|&lt;)\s*/?\s*(?:[\w-]{{1,20}}[:_-])?(?:{_THINK_NAMES})(?:\s[^<>&]{{0,200}})?\s*/?(?:[>＞]|&gt;)"
     rf"|\[/?(?:THINK|THINKING|REASONING)\]|◁/?think▷"
     r"|<[|｜]/?(?:(?:begin|start|end)_(?:of_)?)?(?:think(?:ing)?|thought|reasoning)(?:_(?:start|end))?[|｜]>",
     re.IGNORECASE,

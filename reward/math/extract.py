@@ -21,7 +21,7 @@ _TURN = re.compile(
 _HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->|\\[hv]?phantom\s*\{(?:[^{}]|\{[^{}]*\}){0,500}\}", re.DOTALL)
 _COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
 _DOUBT = re.compile(  # behind the last box
-    r"[\s$*]*(?:\\[\])])?[\s$*]*(?:\?|[,.;]?\s*(?:(?:but|wait|no|hmm+|actually)\b[\s,.]*)*(?:(?:that|this|it)\s+)?(?:is|was|would\s+be|must\s+be)\s+(?:incorrect|wrong|false|not\s+(?:correct|right|the\s+(?:final\s+)?answer)))"
+    r"[\s$*]*(?:\\[\])])?[\s$*]*(?:\?|(?:\{\})?\^\{?\d|[,.;]?\s*(?:(?:but|wait|no|hmm+|actually)\b[\s,.]*)*(?:(?:that|this|it)\s+)?(?:is|was|would\s+be|must\s+be)\s+(?:incorrect|wrong|false|not\s+(?:correct|right|the\s+(?:final\s+)?answer)))"
 )
 _GSM_NUMBER = re.compile(r"^####\s*[-$\\]?\d", re.MULTILINE)
 _GSM = re.compile(r"####\s*(.+)")

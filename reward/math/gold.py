@@ -10,9 +10,9 @@ from typing import Any
 
 import mpmath
 
-from reward.math.nodes import SCALARS, Node, UnparsedError
+from reward.math.nodes import SCALARS, Node, UnparsedError, num
 from reward.math.normalise import clean
-from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign
+from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign, same_function
 from reward.math.structure import NoSuchDigitError, parse
 from reward.math.value import Approximator, PoleError, TooLargeError, UndefinedError, exact
 from reward.text import last_box
@@ -26,7 +26,7 @@ no_answer not_available not_applicable no_final_answer nothing empty
 SENTINELS = frozenset(_SENTINEL_WORDS.split())
 _NO_ANSWER = re.compile(
     r"\b(?:see|refer|shown)\b.*\b(?:explanations?|solutions?|above|below|figure|diagram|graph|text|table|attached)\b"
-    r"|\banswers?\s+(?:may|will|can)\s+vary\b|\bno\s+(?:answers?|solutions?)\s+(?:(?:is|was|were|are)\s+)?(?:provided|available|given|found)\b|\bfailed\s+to\s+(?:parse|extract|load)\b|\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
+    r"|\banswers?\s+(?:may|will|can)\s+vary\b|\bno\s+(?:answers?|solutions?)\s+(?:(?:is|was|were|are)\s+)?(?:provided|available|given|found)\b|^(?:error|exception|timeout)\b\s*:|\bto\s+be\s+(?:filled|added|announced|completed|determined)\b|\bfailed\s+to\s+(?:parse|extract|load)\b|\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
 )
 MAX_GOLD_BITS = 10_000
 MAX_WORDS = 12  # of a gold in words; a longer one is a solution, not an answer
@@ -97,7 +97,9 @@ def has_value(node: Node) -> bool:
         except (UndefinedError, TooLargeError):
             return True
     for part in node.walk():
-        if part.op == "div" and not free_symbols(part.args[1]) and exact_or_none(part.args[1]) == 0:
+        if part.op != "div":
+            continue
+        if same_function(part.args[1], num(0)) if free_symbols(part.args[1]) else exact_or_none(part.args[1]) == 0:
             return False
     return all(has_value(arg) for arg in node.args if arg.op not in SCALARS)
 
