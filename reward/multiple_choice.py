@@ -15,15 +15,19 @@ _OPEN = r"(?:[*_`\"'“‘\[{(<（【$]|\\[({\[]|\\(?:textbf|textrm|text|mathbf|
 _CLOSE = r"(?:[*_`\"'”’\]})>）】$]|\\[)}\]])"
 _ENDS = r"(?![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|['’])"  # a letter that no word goes on from, C是 included
 _LETTER = rf"(?:{_OPEN}\s*)*(?P<letter>[A-Ja-j]){_ENDS}(?:\s*{_CLOSE})*"
-_OPTION_WORD = r"(?:(?:the\s+)?(?:option|choice|letter|answer|alternative|statement|选项|选)\s*:?\s*)?"
+_OPTION_WORD = (
+    r"(?:(?:the|la|el|le|die|der|de|a|o)\s+(?=[*({\[]*[A-J]\b(?!\s+\w)))?"
+    r"(?:(?:the\s+|la\s+|el\s+|die\s+|a\s+|l')?(?:option|choice|letter|answer|alternative|statement|opci[óo]n|opção|lettre|letra"
+    r"|lettera|вариант|选项|选)\s*:?\s*)?"
+)
 _ANCHOR = re.compile(
     r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|ans|choice|option)\b\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
-    r"(?:is|are|seems\s+to\s+be|appears\s+to\s+be|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:)\s*(?:therefore|thus|clearly|simply)?\s*:?"
-    r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:是|[为為]|选|：|:)+|(?:故|应|應|所以|因此|本题|本題|我)[选選]|[选選][择擇]"
-    r"|(?:antwort|respuesta|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap)(?:\s+\w+)?\s*"
-    r"(?:ist|est|es|é|è|:|：|is|adalah)(?!\w)"
-    r"|(?:答え|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
-    r"|^[#*\s]*(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*correct\s*:",
+    r"(?:is|are|seems\s+to\s+be|appears\s+to\s+be|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:|[-–—](?=\s*[*(]{0,3}[A-J]\b))\s*(?:therefore|thus|clearly|simply)?\s*:?"
+    r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:是|[为為]|选|：|:)+|(?:故|应|應|所以|因此|本题|本題|我)[选選]\s*[:：]?|[选選][择擇]"
+    r"|(?:antwort|respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap|odpowied[źz]|відповідь|svar|đáp\s+án)"
+    r"(?:\s+\w+)?\s*(?:ist|est|es|é|è|:|：|is|adalah|to|là)(?!\w)"
+    r"|(?:الإجابة|الجواب)(?:\s+\w+)?\s*(?:هي|هو|:)|(?:答え|こたえ|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
+    r"|^[#* \t]{0,20}(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*(?:correct|final)\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
 _CONCLUDES = re.compile(
@@ -34,21 +38,29 @@ _CONCLUDES = re.compile(
 _CAPITAL = _LETTER.replace("letter", "capital").replace("A-Ja-j", "A-J")
 _IS_CORRECT = re.compile(
     rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![A-Za-z0-9_-]){_CAPITAL})"
-    r"(?:\s+is\s+(?:the\s+)?(?:correct|right|best|most\s+(?:likely|appropriate))\b(?!\s+(?:if|when|only|except))"
-    r"|\s*(?:是)?正[确確])"
+    r"(?:\s+is\s+(?:the\s+)?(?:correct|right|best|most\s+(?:likely|appropriate))\b(?!\s+(?:if|when|only|except))|\s+(?:remains|is\s+left)\b"
+    r"|\s*(?:选项|選項)?(?:是)?正[确確])"
 )
 _NAMED = re.compile(
     r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", re.DOTALL
 )
 _ALONE = re.compile(r"\s*[*_]{0,2}[(\[]?[A-J][)\]]?\.?[*_]{0,2}\s*")  # a letter with a line of its own
-_TAKEN_BACK = re.compile(r"\b(?:wait|actually|hmm+|correction|no)\s*[,:.…-]", re.IGNORECASE)
+_TAKEN_BACK = re.compile(
+    r"\b(?:no,?\s+wait|wait,?\s+no)\b|\b(?:wait|actually|hmm+|correction|no)\s*[,:.…-]", re.IGNORECASE
+)
+_NEXT_LETTER = re.compile(rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE)
+_BESIDE = re.compile(r"[\s*)\]}]*[).:,-]+\s*([^\n]+)")  # what stands behind a letter
+_IF_OPTION = re.compile(r"\b(?i:if)\s+(?:option\s+)?[(]?[A-J][)]?\s")
+_ANOTHER = re.compile(r"(?:^|[\s,;])[(\[]?[A-J](?:[)\]]|[.:](?=\s))")  # the next of a list of options
+_CONDITION = re.compile(r"\s*,?\s*(?:if|when|unless|provided|assuming|only\s+if)\b", re.IGNORECASE)
 _HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
 _SEVERAL = re.compile(rf"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}")
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bnever|\bneither|\bexcept|\bincorrect|\bwrong|不是|并非)\s*(?:\w+\s+){0,1}[(*\"']*$", re.IGNORECASE
 )
 _HEDGE = re.compile(
-    r"\b(?:might|maybe|perhaps|possibly|could\s+be|not\s+sure|cannot\s+decide|either)\b|\?", re.IGNORECASE
+    r"\b(?:might|maybe|perhaps|possibly|could\s+(?:be|answer|choose|pick|say)|not\s+sure|cannot\s+decide|either)\b|\?",
+    re.IGNORECASE,
 )
 _TURN = re.compile(r"\n\s*(?:question|problem|user|human|q)\s*\d*\s*:|<\|im_start\|>|\[INST\]", re.IGNORECASE)
 MAX_TURNS = 20
@@ -129,6 +141,8 @@ class MultipleChoiceVerifier:
             return bare
         anchors = list(_ANCHOR.finditer(said))
         for anchor in reversed(anchors):
+            if _refused(said, anchor, options):
+                return frozenset()
             found = _letter_after(said, anchor.end(), options)
             if found and not _hedged(_sentence(said, anchor.start()), options):
                 return found
@@ -155,6 +169,7 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
     content = content.strip()
     plain = re.sub(r"\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\s*", "", content)
     plain = re.sub(r"[\\{}$*_`\"'“”‘’]", " ", plain).strip(" .,;:!。")
+    plain = re.sub(r"^(?:=+>|⇒|→|Rightarrow\b)\s*", "", plain)
     plain = re.sub(rf"^{_OPTION_WORD}", "", plain, flags=re.IGNORECASE).strip()
     if re.fullmatch(r"[(\[<（【]{0,2}\s*[A-Ja-j]\s*[)\]>）】]{0,2}[.:]?", plain):
         return frozenset(re.findall(r"[A-Ja-j]", plain.upper()))
@@ -169,6 +184,7 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
     if (
         named
         and len(plain) < 400
+        and not _ANOTHER.search(named[2])
         and not _TAKEN_BACK.search(named[2])
         and not re.match(r"(?:[(\[]?[A-J][)\]]?\s*(?:,|or\b|and\b))", named[2])
     ):
@@ -209,14 +225,26 @@ def _spelled(line: str, options: Mapping[str, str]) -> frozenset[str]:
     return frozenset(letters)
 
 
+def _refused(said: str, anchor: re.Match[str], options: Mapping[str, str]) -> bool:
+    """Whether the letter announced there is said under a condition, taken back, or beside another option's text."""
+    match = _NEXT_LETTER.match(said, anchor.end())
+    if match is None:
+        return False
+    after = said[match.end() :].split("\n")[0]
+    beside = _BESIDE.match(said, match.end("letter"))
+    if beside and not _named(match["letter"].upper(), beside[1].rstrip(" .*"), options):
+        return True
+    return bool(_CONDITION.match(after) or _IF_OPTION.search(_sentence(said, anchor.start()))) or _taken_back(
+        match["letter"], after
+    )
+
+
 def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[str]:
     rest = text[at : at + 500]
     line = rest.strip(" \t\n*_:").split("\n")[0]
     if spelled := _spelled(line, options):
         return spelled
-    match = re.compile(
-        rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE
-    ).match(rest)
+    match = _NEXT_LETTER.match(rest)
     if match:
         return _committed(match, rest, options)
     return _by_text(re.split(r"(?<=\w)\.(?:\s|$)", line)[0], options)
@@ -240,10 +268,17 @@ def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> f
     while (more := _SEVERAL.match(after)) is not None:
         letters.append(more[0].strip(" *()[]{}\"'")[-1].upper())
         after = after[more.end() :].lstrip("*)]}\"'")
-    beside = re.match(r"\s*[).:,-]+\s*([^\n]+)", rest[match.end() - 1 :])
+    beside = _BESIDE.match(rest, match.end("letter"))
     if len(letters) == 1 and beside:
         return _named(letters[0], beside[1].rstrip(" .*"), options)
     return frozenset(letters)
+
+
+def _taken_back(letter: str, after: str) -> bool:
+    """C... wait, D: another letter behind a word of doubt."""
+    back = _TAKEN_BACK.search(after)
+    others = re.findall(r"(?<!\w)[B-HJ](?!\w)|(?<!\w)A(?=\W*$)", after[back.end() :]) if back else []
+    return any(other != letter.upper() for other in others)
 
 
 def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:

@@ -8,7 +8,7 @@ from reward.math.extract import extract
 from reward.math.gold import BadGoldError, gold_text, readings
 from reward.math.nodes import Node
 from reward.math.normalise import clean
-from reward.math.scalar import units_agree
+from reward.math.units import units_agree
 from reward.math.value import UndefinedError, exact
 from reward.protocol import Example
 from reward.verdict import Verdict

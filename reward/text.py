@@ -7,9 +7,21 @@ import unicodedata
 
 MAX_CHARS = 1_000_000  # what is longer is cut to its end: the answer stands there
 _INVISIBLE = dict.fromkeys([*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF, 0xAD])
-_THINK_NAMES = "think|thinking|thoughts?|reasoning|scratchpad|reflection|seed:think"
-_THINK = re.compile(
-    rf"<\s*/?\s*(?:{_THINK_NAMES})\s*>|\[/?THINK\]|◁/?think▷|<\|(?:begin|end)_of_thought\|>", re.IGNORECASE
+_THINK_NAMES = (
+    r"think(?:ing)?(?:_\w{1,20})?|thoughts?(?:_\w{1,20})?|reason(?:ing)?(?:_\w{1,20})?|scratch_?pad|reflection|analysis|rationale"
+    r"|cot|chain_of_thought|(?:inner_)?monologue|deliberation|brainstorm(?:ing)?|planning|draft|internal_(?:thoughts?|reasoning)"
+)
+_THINK = re.compile(  # <think>, </think>, <a:think>, <think mode="x">, <think/>; and as other vendors write them
+    rf"(?:[<＜]|&lt;)\s*/?\s*(?:[\w-]{{1,20}}[:_-])?(?:{_THINK_NAMES})(?:\s[^<>&]{{0,200}})?\s*/?(?:[>＞]|&gt;)"
+    rf"|\[/?(?:THINK|THINKING|REASONING)\]|◁/?think▷"
+    r"|<[|｜]/?(?:(?:begin|start|end)_(?:of_)?)?(?:think(?:ing)?|thought|reasoning)(?:_(?:start|end))?[|｜]>",
+    re.IGNORECASE,
+)
+_CLOSES = re.compile(
+    r"(?:[<＜\[◁]|&lt;|<[|｜])\s*/|.*/\s*(?:[>＞]|&gt;)$|<[|｜]end_|.*_end[|｜]>$", re.IGNORECASE | re.DOTALL
+)
+_MENTION = re.compile(
+    r"\b(?:tokens?|tags?|words?|markers?|string|literal|the|an?|by|called|use|using|write)[ ]$", re.IGNORECASE
 )
 _STOP = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>|<｜end▁of▁sentence｜>")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")  # thinking and answer as gpt-oss marks them
@@ -48,7 +60,7 @@ def after_thinking(text: str) -> str | None:
 
 
 def _closes(tag: re.Match[str]) -> bool:
-    return "/" in tag[0] or "end_of" in tag[0].casefold()
+    return _CLOSES.match(tag[0]) is not None  # <think/> too: it stands for a close, or hides nothing
 
 
 def _last_said(text: str, tags: list[re.Match[str]]) -> str:
@@ -62,8 +74,8 @@ def _last_said(text: str, tags: list[re.Match[str]]) -> str:
 
 
 def _is_prose(text: str, tag: re.Match[str]) -> bool:
-    before, after = text[: tag.start()][-2:], text[tag.end() :][:2]
-    return (bool(re.fullmatch(r"[\w,][ ]", before)) and bool(re.match(r"[ ][a-z]", after))) or before[-1:] in ("`", '"')
+    before, after = text[max(0, tag.start() - 20) : tag.start()], text[tag.end() : tag.end() + 2]
+    return (bool(_MENTION.search(before)) and bool(re.match(r"[ ][a-z]", after))) or before[-1:] in ("`", '"')
 
 
 def until_stop(text: str) -> str:
@@ -121,6 +133,7 @@ def boxes(text: str) -> list[tuple[int, int, str | None]]:
     return found
 
 
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is no brace
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 
 
@@ -138,19 +151,14 @@ def _box_at(text: str, match: re.Match[str]) -> tuple[int, int, str | None]:
 
 def closing_brace(text: str, start: int) -> int | None:
     """The index just after the brace that closes ``text[start]``, or None."""
-    depth, here = 0, start
-    while here < len(text):
-        letter = text[here]
-        if letter == "\\":
-            here += 2
-            continue
-        if letter == "{":
+    depth = 0
+    for mark in _BRACE.finditer(text, start):
+        if mark[0] == "{":
             depth += 1
-        elif letter == "}":
+        elif mark[0] == "}":
             depth -= 1
             if depth == 0:
-                return here + 1
-        here += 1
+                return mark.end()
     return None
 
 
@@ -162,8 +170,9 @@ def last_box(text: str) -> str | None:
 
 # Between two answers: marks, the number of a list's item, words that join alternatives; or a hedge in one sentence.
 _JOINED = re.compile(
-    r"(?:[^\w\\=+]|_|(?<!\d)\d{1,2}[.):]"
+    r"(?:[^\w\\=+]|_|(?<!\d)\d{1,2}[.):]|(?<![^\W_])[a-hivxA-H]{1,3}[.)]"
     r"|\\(?:[()\[\]\\,;:! ]|(?:quad|qquad|lor|vee|cup|text|textbf|to|rightarrow)(?![a-zA-Z]))"
+    r"|(?<![^\W_])(?:case|option|part|possibility|candidate|answer|solution)\s*\(?(?:\d{1,2}|[a-hA-H]|[ivx]{1,4})\)?(?![^\W_])"
     r"|(?<![^\W_])(?:and|or|vs|else|either|also|alternatively|maybe|perhaps|possibly)(?![^\W_])|或者?|和|及)*"
     r"|[^.!?\n]*\b(?:might|may|maybe|perhaps|possibly|could|alternatively|or)\b[^.!?\n]*",
     re.IGNORECASE,

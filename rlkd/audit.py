@@ -74,7 +74,7 @@ def audit_verifier(name: str, cases: str | Path, *, as_json: bool = False, strea
 def read_cases(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a JSON Lines file. ``completion_gen`` and ``gold_gen`` (expressions for long inputs) are expanded."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -82,39 +82,69 @@ def read_cases(path: str | Path) -> list[dict[str, Any]]:
             for name in ("completion", "gold"):
                 if row.get(f"{name}_gen"):
                     row[name] = _expand(ast.parse(row[f"{name}_gen"], mode="eval").body)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, TypeError, SyntaxError) as error:
             raise VerifierError(f"{path}, line {number}: {error}") from error
         rows.append(row)
     return rows
 
 
-def _expand(node: ast.expr) -> Any:
-    """Strings, numbers, + and *, float('nan'), and sep.join(map(str, range(...))): no eval on a file's text."""
+def _expand(node: ast.expr, names: Mapping[str, Any] = {}) -> Any:
+    """Literals, + - * **, f-strings, lists, loops and a few calls (_CALLS, join): no eval on a file's text."""
     if isinstance(node, ast.Constant):
         return node.value
-    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult)):
-        left, right = _expand(node.left), _expand(node.right)
-        if isinstance(node.op, ast.Add):
-            return left + right
-        size = len(left) * right if isinstance(left, str) else left * right
-        if not isinstance(size, (int, float)) or size > MAX_GENERATED:
-            raise ValueError(f"generated text of {size} characters; at most {MAX_GENERATED}")
-        return left * right
+    if isinstance(node, ast.Name) and node.id in names:
+        return names[node.id]
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_expand(item, names) for item in node.elts]
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(_expand(part, names)) for part in node.values)
+    if isinstance(node, ast.FormattedValue) and node.format_spec is None:
+        return _expand(node.value, names)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_expand(node.operand, names)
+    if isinstance(node, ast.BinOp):
+        return _combined(node.op, _expand(node.left, names), _expand(node.right, names))
+    if isinstance(node, (ast.ListComp, ast.GeneratorExp)) and len(node.generators) == 1:
+        loop = node.generators[0]
+        if isinstance(loop.target, ast.Name) and not loop.ifs:
+            return [_expand(node.elt, {**names, loop.target.id: item}) for item in _sized(_expand(loop.iter, names))]
     if isinstance(node, ast.Call) and not node.keywords:
-        return _call(node)
+        return _call(node, names)
     raise ValueError(f"cannot expand {ast.unparse(node)!r}")
 
 
-def _call(node: ast.Call) -> Any:
+def _combined(operator: ast.operator, left: Any, right: Any) -> Any:
+    if isinstance(operator, ast.Add):
+        return left + right
+    if isinstance(operator, ast.Sub):
+        return left - right
+    if isinstance(operator, ast.Pow) and abs(left) <= 1000 and 0 <= right <= 1000:
+        return left**right
+    if not isinstance(operator, ast.Mult):
+        raise ValueError(f"cannot expand {type(operator).__name__}")
+    size = [len(side) if isinstance(side, (str, list)) else side for side in (left, right)]
+    if not all(isinstance(side, (int, float)) for side in size) or size[0] * size[1] > MAX_GENERATED:
+        raise ValueError(f"generated text of {size[0]} times {size[1]}; at most {MAX_GENERATED}")
+    return left * right
+
+
+def _sized(items: Any) -> Any:
+    if len(items) > MAX_GENERATED:
+        raise ValueError(f"{len(items)} items; at most {MAX_GENERATED}")
+    return items
+
+
+_CALLS: dict[str, Any] = {"float": float, "str": str, "chr": chr, "int": int, "range": range, "len": len}
+
+
+def _call(node: ast.Call, names: Mapping[str, Any]) -> Any:
     name, args = ast.unparse(node.func), node.args
-    if name == "float":
-        return float(_expand(args[0]))
-    if name == "range":
-        return range(*map(_expand, args))
-    if name == "map" and ast.unparse(args[0]) == "str":
-        return [str(item) for item in _expand(args[1])]
-    if isinstance(node.func, ast.Attribute) and node.func.attr == "join":
-        return str(_expand(node.func.value)).join(_expand(args[0]))
+    if name in _CALLS:
+        return _CALLS[name](*(_expand(arg, names) for arg in args))
+    if name == "map" and len(args) == 2 and ast.unparse(args[0]) in _CALLS:
+        return [_CALLS[ast.unparse(args[0])](item) for item in _sized(_expand(args[1], names))]
+    if isinstance(node.func, ast.Attribute) and node.func.attr == "join" and len(args) == 1:
+        return str(_expand(node.func.value, names)).join(_sized(_expand(args[0], names)))
     raise ValueError(f"cannot expand a call of {name!r}")
 
 

@@ -125,7 +125,10 @@ def _chain_value(node: Node, *, loose: bool, other: Node, policy: Policy) -> Nod
             return None
         if free_symbols(side) and not free_symbols(last):
             zero = side.op == "add" and last.op == "num" and last.value == 0  # an equation, not a value
-            if loose and not zero and not free_symbols(other):  # a + b = 5 answers "find a + b"
+            asked = len(free_symbols(side)) > 1 or (
+                side.op == "fn" and side.name != "abs"
+            )  # x^2 = 5 is to be solved yet
+            if loose and asked and not zero and not free_symbols(other):  # a + b = 5 answers "find a + b"
                 continue
             return None
         if not same_value(side, last, policy):
@@ -158,6 +161,8 @@ def _two_relations(gold: Node, answer: Node, policy: Policy) -> bool | None:
 def _equations(gold: Node, answer: Node, policy: Policy) -> bool:
     left, right = gold.args[0], answer.args[0]
     named = left.op in ("text", "call", "sym") and right.op in ("text", "call", "sym")
+    if left.op == right.op == "call" and left.name != right.name and left.name[0] == right.name[0]:
+        return False  # f' is not f
     if named and (left == right or "text" in (left.op, right.op) or "call" in (left.op, right.op)):
         values = [_chain_value(node, loose=False, other=node.args[-1], policy=policy) for node in (gold, answer)]
         if values[0] is not None and values[1] is not None and equivalent(values[0], values[1], policy):

@@ -11,8 +11,10 @@ MAX_UNIT_WORDS = 8
 # Words behind a value that say more than a unit does: an alternative, a doubt, a second value.
 _NO_UNIT = re.compile(
     r"\b(?:or|and|not|if|else|either|maybe|perhaps|possibly|approximately|about|roughly|to|is|are|but|no|yes|true|false|"
-    r"wrong|correct|then|otherwise|mod|modulo|base|times|plus|minus|squared|cubed|when|for|where|with)\b"
-    r"|(?<![\^\w{]) ?\d",
+    r"wrong|correct|then|otherwise|mod|modulo|base|times|plus|minus|squared|cubed|when|for|where|with|guess|think|believe|"
+    r"sure|unsure|likely|uncertain|hope|hopefully|ish|или|oder|ou)\b"
+    r"|[不非错錯误誤否没沒或和与與及约約多]|以上|以下|左右|大于|小于|ない|または|아니|이상|이하|또는"
+    r"|(?<![\^\w{])(?<![\^{]-) ?\d",
     re.IGNORECASE,
 )
 

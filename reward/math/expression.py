@@ -19,6 +19,13 @@ _DECORATIONS = frozenset(
 _GEOMETRY = frozenset(["angle", "triangle", "measuredangle", "square", "parallel", "odot"])
 _PERCENT_WORDS = re.compile(r"(?:percent|per\s+cent|pct|%)\.?", re.IGNORECASE)
 _DEGREE_WORDS = re.compile(r"deg(?:ree)?s?\.?", re.IGNORECASE)
+_SCALES = tuple(  # words behind a number that multiply it
+    (10**zeros, re.compile(pattern, re.IGNORECASE))
+    for zeros, pattern in (
+        (2, r"hundreds?|百"), (3, r"thousands?|千|천"), (6, r"millions?|mio|百万"), (9, r"billions?|十亿|bn"),
+        (12, r"trillions?|兆|조"), (4, r"[万萬만]"), (8, r"[亿億억]"), (5, r"lakhs?"), (7, r"crores?"),
+    )
+)  # fmt: skip
 _CLOSERS = {"lfloor": "rfloor", "lceil": "rceil"}
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "lfloor": "floor", "lceil": "ceil"}
 
@@ -36,7 +43,7 @@ class ExpressionReader(Cursor):
             return Node("percent", (node,))
         if _DEGREE_WORDS.fullmatch(unit):
             return Node("degree", (node,))
-        return replace(node, unit=unit) if unit else node
+        return _scaled(node, unit) if unit else node
 
     # -- grammar
 
@@ -394,6 +401,17 @@ class ExpressionReader(Cursor):
 
 def _add(terms: list[Node]) -> Node:
     return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+
+
+def _scaled(node: Node, unit: str) -> Node:
+    """5 million people as 5,000,000 with the unit people."""
+    word, _, rest = unit.partition(" ")
+    scale = next((size for size, name in _SCALES if name.fullmatch(word)), None)
+    if scale is None:
+        return replace(node, unit=unit)
+    number = node.op == "num"
+    scaled = num(node.value * scale) if number else Node("mul", (node, num(scale)))
+    return _scaled(scaled, rest.removeprefix("of ")) if rest else scaled
 
 
 def _mixed(whole: Node, part: Node) -> Node | None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from reward.math.anchors import COMMA_LANGUAGE, last_anchor
 from reward.text import after_thinking, boxes, last_boxes, last_tags, squash, until_stop
 
 MAX_ANSWER = 20_000
@@ -17,39 +18,14 @@ _TURN = re.compile(
     r"|<\|(?:im_start|start_header_id|user|begin_of_text)\|?>|\[INST\]",
     re.IGNORECASE,
 )
-_HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->", re.DOTALL)
+_HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->|\\[hv]?phantom\s*\{(?:[^{}]|\{[^{}]*\}){0,500}\}", re.DOTALL)
 _COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
-_DOUBT = re.compile(r"[\s$*]*(?:\\[\])])?\?")
+_DOUBT = re.compile(  # behind the last box
+    r"[\s$*]*(?:\\[\])])?[\s$*]*(?:\?|(?:\{\})?\^\{?\d|[,.;]?\s*(?:(?:but|wait|no|hmm+|actually)\b[\s,.]*)*(?:(?:that|this|it)\s+)?(?:is|was|would\s+be|must\s+be)\s+(?:incorrect|wrong|false|not\s+(?:correct|right|the\s+(?:final\s+)?answer)))"
+)
+_GSM_NUMBER = re.compile(r"^####\s*[-$\\]?\d", re.MULTILINE)
 _GSM = re.compile(r"####\s*(.+)")
 
-# Words that announce the answer, per language. Decimal commas are read in answers that such a word announces.
-_ENGLISH = (
-    r"(?:final\s+|correct\s+|overall\s+)?(?:answers?|results?|ans|solutions?)\s*(?:\(s\))?\s*(?:\*\*|__)?\s*"
-    r"(?:is(?:\s+(?:therefore|thus|then|just|simply))?(?!\w)|are\b|equals\b|=|:|：|will\s+be\b|would\s+be\b|comes\s+(?:out\s+)?to\b)"
-)
-_EAST_ASIAN = (
-    r"(?:最[终終]|最[后後]的?|正[确確])?答案\s*(?:应该|應該|就)?\s*(?:是|[为為]|：|:)|[结結]果\s*(?:是|[为為]|：|:)|答え\s*(?:は|：|:)|答\s*(?:：|:)|"
-    r"(?:정답|답)\s*(?:은|는|:)"
-)
-_COMMA_LANGUAGES = (
-    r"(?:la\s+)?respuesta(?:\s+final|\s+correcta)?\s*(?:es|:)|(?:la\s+)?r[ée]ponse(?:\s+finale)?\s*(?:est|:)|"
-    r"(?:die\s+)?antwort\s*(?:ist|lautet|:)|(?:la\s+)?risposta(?:\s+finale)?\s*(?:è|e'|:)|"
-    r"(?:a\s+)?resposta(?:\s+final)?\s*(?:é|:)|(?:het\s+)?antwoord\s*(?:is|:)|odpowied[źz]\s*(?:to|:)|"
-    r"(?:das\s+)?ergebnis\s*(?:ist|lautet|:)|jawaban(?:nya)?\s*(?:adalah|:)|cevap\s*:"
-)
-_OTHER_COMMA_LANGUAGES = (
-    r"ответ\s*(?:\s*—|\s*-|:|равен)|(?:đáp\s+án|câu\s+trả\s+lời)\s*(?:là|:)|"
-    r"(?:الجواب|الإجابة)\s*(?:هو|هي|:)|उत्तर\s*(?:है|:)"
-)
-_COMMA_LANGUAGE = re.compile(f"{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES}", re.IGNORECASE)
-_LINES = r"(?P<gsm>^A\s*:|^[#*\s]*(?:final\s+)?answer[*\s]*:?\s*[*]*\s*$)"
-_ANCHORS = {  # by whether the text is ASCII: most are, and other scripts cannot stand there
-    True: re.compile(f"(?P<plain>{_ENGLISH})|(?P<comma>{_COMMA_LANGUAGES})|{_LINES}", re.I | re.MULTILINE),
-    False: re.compile(
-        f"(?P<plain>{_ENGLISH}|{_EAST_ASIAN})|(?P<comma>{_COMMA_LANGUAGES}|{_OTHER_COMMA_LANGUAGES})|{_LINES}",
-        re.I | re.MULTILINE,
-    ),
-}
 _SENTENCE_END = re.compile(
     r"(?<=[^.\s])\.(?=\s+[A-Z\"'(\\*]|\s*$|\s*\n|\*)|\n|[。；！？]|(?<=\d)!(?=\s+[A-Z])|"
     r",?\s+(?:because|since|which|so|as\s+(?:required|desired|we|the)|where|i\.e\.|hence|thus|therefore|but|for\s+the)\b|"
@@ -57,12 +33,19 @@ _SENTENCE_END = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:might|may|maybe|perhaps|possibly|could|probably|not\s+sure|cannot|can't|don't\s+know|asked|suppose|assume|if|"
-    r"guess|unsure|either|not|isn't|aren't|wrong|incorrect)\b|\?",
+    r"guess|unsure|let|so\s+far|partial|for\s+now|tentative|either|not|isn't|aren't|wrong|incorrect)\b|\?",
+    re.IGNORECASE,
+)
+_ASKS = re.compile(r"\b(?:how|what|which|who|where)\b[^?]*\?\s*$", re.IGNORECASE)
+_IS_ANSWER = re.compile(  # 25 is the answer
+    r"[\s*_]*(?P<value>[^\s*_][^\n]{0,80}?)[*_]* (?:is|was) (?:therefore |thus )?(?:the|our|my) "
+    r"(?:final |correct )*answer\b[\s.!*]*$",
     re.IGNORECASE,
 )
 _STATES = re.compile(
     r"(?:\b(?:is|are|was|were|equals?|comes?\s+to|makes?|gives?|gets?|totals?|costs?|has|have|needs?|obtains?|yields?|be|left|"
-    r"to|earns?|pays?|sells?|takes?|spends?)\b|=)\s*(?:a\s+total\s+of\s+|exactly\s+|equal\s+to\s+|to\s+)?(?P<value>.+)$",
+    r"to|get|earns?|pays?|sells?|takes?|spends?)\b|=)\s*(?:a\s+total\s+of\s+|exactly\s+|equal\s+to\s+|to\s+)?"
+    r"(?:(?:a\s+)?(?:length|area|value|volume|sum|radius|perimeter|measure|slope|magnitude|degree|size)\s+(?:of\s+)?(?=[$\d\\]))?(?P<value>.+)$",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -86,7 +69,7 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
     said = after_thinking(until_stop(completion))
     if said is None:
         return None
-    said = squash(_HIDDEN.sub(" ", said) if "<!--" in said else said)
+    said = squash(_HIDDEN.sub(" ", said) if "<!--" in said or "phantom" in said else said)
     said = _this_turn(_COMMENT.sub("", said) if "%" in said else said)
     tags = last_tags(said)
     if tags:
@@ -96,7 +79,7 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
     if "\\boxed" in said or "\\fbox" in said or "\\framebox" in said:
         boxed = _from_boxes(said)
         if boxed:
-            comma = re.search(r"\d,\d", boxed.text) and _COMMA_LANGUAGE.search(said[-TAIL:])
+            comma = re.search(r"\d,\d", boxed.text) and COMMA_LANGUAGE.search(said[-TAIL:])
             return replace(boxed, comma=bool(comma))
         return None if boxes(said) else _announced(said)
     return _announced(said) or (_stated(said) if prose else None)
@@ -106,7 +89,7 @@ def _this_turn(text: str) -> str:
     """Cut where the model begins to play the next question, once it has answered this one."""
     for turn in islice(_TURN.finditer(text), MAX_TURNS):
         before = text[: turn.start()]
-        if "\\boxed" in before or last_tags(before) or _ANCHORS[before.isascii()].search(before[-TAIL:]):
+        if "\\boxed" in before or last_tags(before) or _GSM_NUMBER.search(before) or last_anchor(before[-TAIL:]):
             return before
     return text
 
@@ -128,14 +111,11 @@ def _announced(text: str) -> Extracted | None:
     gsm = list(_GSM.finditer(tail))
     if gsm:
         return Extracted(gsm[-1][1].strip(), "hash")
-    anchors = list(_ANCHORS[tail.isascii()].finditer(tail))
-    if not anchors:
+    anchor = last_anchor(tail)
+    if anchor is None or _negated(tail, anchor.start):
         return None
-    anchor = anchors[-1]
-    if _negated(tail, anchor.start()):
-        return None
-    value = _value_of(tail[anchor.end() :])
-    return Extracted(value, "announced", comma=anchor["comma"] is not None) if value else None
+    value = _value_of(tail[anchor.end :])
+    return Extracted(value, "announced", comma=anchor.comma) if value else None
 
 
 def _negated(text: str, at: int) -> bool:
@@ -143,12 +123,17 @@ def _negated(text: str, at: int) -> bool:
     before = re.split(r"[.\n!]", text[:at])[-1]
     after = text[at : at + 200].split("\n")[0]
     return bool(
-        re.search(r"\b(?:if|whether|not\s+(?:sure|know)|don't\s+know|cannot|maybe|perhaps|might)\b", before, re.I)
+        re.search(
+            r"\b(?:if|whether|not\s+(?:sure|know)|don't\s+know|cannot|maybe|perhaps|might|suppose|assum(?:e|ing)|imagine)\b",
+            before,
+            re.I,
+        )
     ) or bool(re.match(r"[^.]*\?", after))
 
 
 def _value_of(rest: str) -> str:
     """The rest of the sentence; math delimiters that open the value also close it."""
+    rest = re.sub(r"^([\s:：]*)\*\*([^*\n]+)\*\*(?=\s)", r"\1\2", rest)
     rest = rest.lstrip(" \t*_:：\n")
     rest = re.sub(r"^(?:therefore|thus|then|simply|just|exactly|equal\s+to|given\s+by)\s*,?:?\s*", "", rest, flags=re.I)
     math = re.match(
@@ -173,18 +158,21 @@ def _only_word(after: str) -> bool:
 def _stated(text: str) -> Extracted | None:
     """A completion without any marker: itself when it is a bare formula, else the last plain statement's value."""
     text = re.sub(r"^```\w*\n(.*)\n```$", r"\1", text.strip(), flags=re.DOTALL)
+    text = re.sub(r"^(?:so|thus|hence|therefore)\b,?\s+(?=[$\\\d-])", "", text, flags=re.IGNORECASE)
     if (
         len(text) <= 300
         and "\n" not in text
-        and not re.search(r"[a-zA-Z]{2,}.*\s.*[a-zA-Z]{2,}", re.sub(r"\\[a-zA-Z]+", "", text))
+        and not re.search(r"[a-zA-Z]{2,}.*\s.*[a-zA-Z]{2,}|\b(?:is|get|have)\b", re.sub(r"\\[a-zA-Z]+", "", text))
     ):
         return Extracted(text, "bare")
     for sentence in reversed(_sentences(text[-TAIL:])):
+        if _ASKS.search(sentence):
+            return None
         if not re.search(r"\d|\$|\\\(|\\\[|\b(?:true|false|yes|no)\s*$", sentence, re.IGNORECASE) or re.match(
             r"\s*(?:\d+\.?|\w+:)", sentence
         ):
             continue
-        states = _STATES.search(sentence)
+        states = _IS_ANSWER.match(sentence) or _STATES.search(sentence)
         if _HEDGE.search(sentence) or states is None:
             return None
         value = _value_of(_last_statement(states["value"]))

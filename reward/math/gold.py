@@ -10,21 +10,23 @@ from typing import Any
 
 import mpmath
 
-from reward.math.nodes import SCALARS, Node, UnparsedError
+from reward.math.nodes import SCALARS, Node, UnparsedError, num
 from reward.math.normalise import clean
-from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign
-from reward.math.structure import parse
+from reward.math.scalar import _MP, DIGITS, free_symbols, infinite_sign, same_function
+from reward.math.structure import NoSuchDigitError, parse
 from reward.math.value import Approximator, PoleError, TooLargeError, UndefinedError, exact
 from reward.text import last_box
 
 _SENTINEL_WORDS = """
 proof notfound not_found nan none null nil n/a na unknown see_solution see_below see_above todo tbd - ? error
 missing omitted tba invalid [invalid] unanswerable answer solution \\square \\blacksquare \\qed \\boxed
+to_be_determined placeholder object_object redacted hidden deleted varies n.a. not_specified
 no_answer not_available not_applicable no_final_answer nothing empty
 """
 SENTINELS = frozenset(_SENTINEL_WORDS.split())
 _NO_ANSWER = re.compile(
-    r"\bsee\b.*\b(?:explanations?|solutions?|above|below)\b|\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
+    r"\b(?:see|refer|shown)\b.*\b(?:explanations?|solutions?|above|below|figure|diagram|graph|text|table|attached)\b"
+    r"|\banswers?\s+(?:may|will|can)\s+vary\b|\bno\s+(?:answers?|solutions?)\s+(?:(?:is|was|were|are)\s+)?(?:provided|available|given|found)\b|^(?:error|exception|timeout)\b\s*:|\bto\s+be\s+(?:filled|added|announced|completed|determined)\b|\bfailed\s+to\s+(?:parse|extract|load)\b|\bno\s+(?:final\s+)?answers?\b|\b(?:proofs?|proved?|q\.?e\.?d)\b|\b(?:answers?|solutions?)\b.*\bnot\s+(?:found|available|given|provided|known)\b"
 )
 MAX_GOLD_BITS = 10_000
 MAX_WORDS = 12  # of a gold in words; a longer one is a solution, not an answer
@@ -52,7 +54,7 @@ def gold_text(answer: Any) -> str:
     box = last_box(text)
     text = clean(box if box is not None else text)
     words = flat(text).replace(".", "").lstrip("+-")
-    if not words or _NO_ANSWER.search(words) or {text.casefold(), words.replace(" ", "_")} & SENTINELS:
+    if not words or _NO_ANSWER.search(words) or {text.casefold(), words.strip("[]<>").replace(" ", "_")} & SENTINELS:
         raise BadGoldError(f"answer {answer!r:.80} is no answer")
     if fault := _fault(text):
         raise BadGoldError(f"{fault}: {text[:80]!r}")
@@ -65,15 +67,24 @@ def _fault(text: str) -> str:
     words = re.findall(r"(?<!\\)\b[^\W\d_]{2,}\b", re.sub(r"\\[a-zA-Z]+", " ", text))
     if len(words) > MAX_WORDS:
         return f"{len(words)} words look like a solution"
-    trees = readings(text)
+    try:
+        trees = readings(text) or ((parse(text),) if "_" in text else ())
+    except NoSuchDigitError as error:
+        return str(error)
+    except (UnparsedError, RecursionError):
+        trees = ()
     bare = re.sub(r"\\[a-zA-Z]+", "", text)
     if not trees and bare.strip() and not re.search(r"[^\W_]", bare):
         return "unreadable"
+    if text.count("\\begin{") != text.count("\\end{"):
+        return "open environment"
     return "" if not trees or any(map(has_value, trees)) else "has no value"
 
 
 def has_value(node: Node) -> bool:
     """Whether nothing in it divides by zero. Not a computation of its value: that may be large."""
+    if node.op == "ellipsis":
+        return False
     if node.op in SCALARS and node.has("infinity"):
         return infinite_sign(node) != 0  # a difference or a quotient of infinities is nothing
     if node.op in SCALARS and not free_symbols(node):
@@ -86,7 +97,9 @@ def has_value(node: Node) -> bool:
         except (UndefinedError, TooLargeError):
             return True
     for part in node.walk():
-        if part.op == "div" and not free_symbols(part.args[1]) and exact_or_none(part.args[1]) == 0:
+        if part.op != "div":
+            continue
+        if same_function(part.args[1], num(0)) if free_symbols(part.args[1]) else exact_or_none(part.args[1]) == 0:
             return False
     return all(has_value(arg) for arg in node.args if arg.op not in SCALARS)
 
@@ -112,6 +125,8 @@ def readings(text: str) -> tuple[Node, ...]:
 
 def flat(text: str) -> str:
     """Words of a text answer, case-folded, without LaTeX dressing."""
+    if text.isascii() and text.isalnum():
+        return text.casefold()
     text = re.sub(r"\\(?:text|mbox|textrm|textbf|textit|mathrm|operatorname|mathbf)\s*(?=\{)", " ", text)
     text = re.sub(r"[{}$]|\\[,;! ]", " ", text)
     text = re.sub(r"^\s*\((.*)\)\s*$", r"\1", text)

@@ -59,6 +59,7 @@ FUNCTIONS = frozenset(
         "sgn",
     ]
 )
+_UNITS_TOO = frozenset(["min", "sec", "deg"])  # behind a value, with nothing after them
 CONSTANTS = {"pi": "pi", "infty": "infinity", "inf": "infinity", "infinity": "infinity", "oo": "infinity"}
 GREEK = frozenset(
     [
@@ -217,6 +218,10 @@ class Lexer:
         while self._here < len(self._text) and self._text[self._here].isalpha():
             self._here += 1
         word, self._here = self._text[start : self._here], start
+        if word in _UNITS_TOO and not self._text[start + len(word) :].strip() and self._tokens and self._after_value():
+            self._add("text", word)
+            self._here += len(word)
+            return
         for kind, part in _split_word(word):
             self._add(kind, part)
             self._here += len(part)
@@ -259,7 +264,10 @@ class Lexer:
         if end is None:
             raise UnparsedError("open brace")
         content = re.sub(r"(?<=[a-zA-Z])\.", "", self._text[start + 1 : end - 1].strip())  # p.m., sq. ft.
-        if content in FUNCTIONS or content in CONSTANTS:
+        unit = content in _UNITS_TOO and not re.match(r"\s*[\w\\({]", self._text[end:])
+        if unit and self._tokens and self._after_value():
+            self._add("text", content)
+        elif content in FUNCTIONS or content in CONSTANTS:
             self._add("cmd", content)
         elif content.casefold() in ("and", "or"):
             self._add("op", content.casefold())

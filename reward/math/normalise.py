@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from reward.text import closing_brace, visible
 
+MAX_CACHED = 200  # characters of a formula whose spelling is remembered
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣʸᵏᵐ", "0123456789+-()nixykm")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx")
 _VULGAR = {
@@ -21,7 +23,8 @@ _SIGNS = {
     "∓": r" \mp ", "≈": r" \approx ", "≅": r" \approx ", "√": r" \sqrt ", "∛": r" \cbrt ", "…": r" \ldots ",
     "→": r" \to ", "∖": r" \setminus ", "⌊": r" \lfloor ", "⌋": r" \rfloor ", "⌈": r" \lceil ", "⌉": r" \rceil ",
     "⟨": r" \langle ", "⟩": r" \rangle ", "∧": r" \wedge ", "∨": r" \vee ", "≡": r" \equiv ", "¬": r" \neg ",
-    "ℓ": "l", "€": " ", "£": " ", "¥": " ",
+    "ℓ": "l", "€": r" \text{ euros}", "£": r" \text{ gbp}", "¥": r" \text{ yen}",
+    "✅": " ", "✓": " ", "✔": " ", "☑": " ", "🎉": " ", "👍": " ",
     "。": ".", "、": ",", "；": ";", "，": ",", "（": "(", "）": ")", "％": "%", "：": ":",
 }  # fmt: skip
 _GREEK = dict(
@@ -85,6 +88,12 @@ _NOISE = re.compile(
 _ROW_SPACE = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|ex|em|mm|cm|in)\s*\]")
 _BLANKS = re.compile(r"[ \t\r\n]{2,}")
 _DOLLARS = re.compile(r"\\\$\s*(\d[\d,]*(?:\.\d+)?)(?![\d.,]*\s*[\\\w{^/*(])")  # \$5 is 5 dollars, not 5 cents
+_TEMPERATURE = re.compile(  # 98.6^\circ F is no product with a symbol F
+    r"(?<=[\d\s}])\^?\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{\s*([FC])\s*\}|([FC])(?![\w{]))"
+)
+_BRACED_SIGN = re.compile(r"(?<![_^])\{([:=<>])\}")  # 3{:}30
+_CYCLE = re.compile(r"(\d*\.\d*?)(?:(\d)\2{2,}|(\d{2,}?)\3+)(?:\.{3}|…|\\[lc]?dots(?![a-zA-Z]))")  # 0.333... is a third
+_CURRENCY = re.compile(r"([€£¥])\s*(\d[\d,]*(?:\.\d+)?)")
 _ALIGNED = re.compile(
     r"\s*\\begin\{(aligned|align|gathered|gather|split|equation)\*?\}(.*)\\end\{\1\*?\}\s*", re.DOTALL
 )
@@ -92,7 +101,7 @@ _DRESSING = re.compile(r"\\(?:mathbf|mathit|boldsymbol|bm|mathsf|mathtt|mathcal|
 _STYLE_SWITCH = re.compile(r"\\(?:bf|it|rm|sf|tt|bfseries|itshape)(?![a-zA-Z])")
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _LABEL = re.compile(
-    r"^(?:\\(?:text|textbf|mathrm)\s*\{)?\s*(?:the\s+)?(?:final\s+)?(?:answer|ans|result|solution)(?:\s+is)?\s*[:=]\s*\}?\s*",
+    r"^(?:\\(?:text|textbf|mathrm)\s*\{)?\s*(?:the\s+)?(?:final\s+)?(?:answer|ans|result|solution)(?:\s+is\b\s*[:=]?|\s*[:=])\s*\}?\s*",
     re.I,
 )
 _ORDINAL = re.compile(
@@ -106,7 +115,14 @@ _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 
 def clean(text: str) -> str:
     """One spelling of a formula. Idempotent in effect; never evaluates anything."""
-    text = _ROW_SPACE.sub(" ", _BLANKS.sub(" ", text))
+    if text.isascii() and text.isdigit():
+        return text  # most answers
+    return _cleaned_once(text) if len(text) <= MAX_CACHED else _cleaned(text)
+
+
+def _cleaned(text: str) -> str:
+    text = _CYCLE.sub(lambda m: rf"{m[1]}\overline{{{m[2] or m[3]}}}", _BRACED_SIGN.sub(r"\1", text))
+    text = _CURRENCY.sub(r"\2\1", _ROW_SPACE.sub(" ", _BLANKS.sub(" ", text)))
     text = _VULGAR_RUN.sub(lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]], text)
     text = _SUP_RUN.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _SUB_RUN.sub(lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
@@ -114,6 +130,7 @@ def clean(text: str) -> str:
     text = _THIN_GROUP.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _SIGN.sub(lambda m: _SIGNS[m[0]], visible(text))
     text = _strip_wrappers(_one_line(_DOLLARS.sub(r"\1 \\text{ dollars}", text)))
+    text = _TEMPERATURE.sub(lambda m: rf" \text{{ deg{m[1] or m[2]}}}", text)
     text = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", text)
     text = _DRESSING.sub("", _STYLE_SWITCH.sub(" ", _COLOUR.sub("", text)))
     text = " ".join(_NOISE.sub(" ", text).replace("{,}", "." if text.count("{,}") == 1 else ",").split())
@@ -125,6 +142,9 @@ def clean(text: str) -> str:
             break
         text = _trim(text[1:-1])
     return text
+
+
+_cleaned_once = lru_cache(maxsize=4096)(_cleaned)  # a group of samples has one gold, and few answers
 
 
 def _one_line(text: str) -> str:

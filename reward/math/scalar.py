@@ -12,6 +12,7 @@ import mpmath
 
 from reward.math.nodes import Node, substitute
 from reward.math.policy import Policy
+from reward.math.units import units_agree
 from reward.math.value import CONSTANT_NAMES, Approximator, TooLargeError, UndefinedError, exact
 
 DIGITS = 60
@@ -20,6 +21,7 @@ _POINTS = tuple(
     Fraction(*pair) for pair in ((17, 13), (5, 7), (29, 11), (31, 37), (41, 19), (23, 29), (43, 17), (11, 31))
 )
 _STEPS = frozenset(["floor", "ceil", "mod", "gcd", "lcm"])  # equal at most points though different: try whole numbers
+_RADIANS = re.compile(r"rad(?:ian)?s?", re.IGNORECASE)
 _PRIMES = (7, 11, 13, 17, 19, 23, 29, 31)
 ROUNDED_DIGITS = 6  # significant digits from which a decimal may stand for a number that is no decimal
 EXTRA_DIGITS = 3  # further decimals that an answer needs to count as a sharper value of a rounded gold
@@ -35,6 +37,9 @@ def scalar_equal(gold: Node, answer: Node, policy: Policy) -> bool:
         return True
     if not units_agree(gold.unit, answer.unit):
         return False
+    if gold.op != answer.op and (other := _beside_a_symbol(gold, answer)) is not None and other.unit:
+        radians = "degree" in (gold.op, answer.op) and _RADIANS.fullmatch(other.unit)
+        return bool(radians) and policy.angle_units and same_value(gold, replace(answer, unit=""), policy)
     gold, answer = replace(gold, unit=""), replace(answer, unit="")
     if (sign := infinite_sign(gold)) or infinite_sign(answer):
         return sign == infinite_sign(answer)
@@ -44,6 +49,12 @@ def scalar_equal(gold: Node, answer: Node, policy: Policy) -> bool:
     if "degree" in (gold.op, answer.op):
         return _degree_equal(gold, answer, policy)
     return same_value(gold, answer, policy)
+
+
+def _beside_a_symbol(gold: Node, answer: Node) -> Node | None:
+    """The side that is neither percent nor degree where the other is: 60 rad is not 60 degrees, nor 9 cm 9 percent."""
+    marked = [side.op in ("percent", "degree") for side in map(_signed_inside, (gold, answer))]
+    return None if marked[0] == marked[1] else answer if marked[0] else gold
 
 
 def infinite_sign(node: Node) -> int:
@@ -119,7 +130,7 @@ def _rounds_to(gold: Node, answer: Node, policy: Policy) -> bool:
     """Whether a decimal is the other value written to its own last digit (rounded or cut), with enough digits."""
     if gold.decimals >= 0 and answer.decimals >= 0:
         short, long_ = (gold, answer) if gold.decimals <= answer.decimals else (answer, gold)
-        sharper = policy.gold_precision and short is gold and gold.decimals >= 2
+        sharper = policy.gold_precision and short is gold and gold.decimals >= 2 and _significant(gold) >= 2
         enough = long_.decimals - short.decimals >= EXTRA_DIGITS and sharper
         return (enough or _significant(short) >= ROUNDED_DIGITS) and _within(short, long_, cut=short is answer)
     decimal, other = (gold, answer) if gold.decimals >= 0 else (answer, gold)
@@ -255,30 +266,3 @@ def _rename(node: Node, old: str, new: str) -> Node:
     if node.op == "sym" and node.name == old:
         return replace(node, name=new)
     return replace(node, args=tuple(_rename(arg, old, new) for arg in node.args)) if node.args else node
-
-
-_SYNONYMS = {
-    "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km",
-    "millimeter": "mm", "millimetre": "mm", "kilogram": "kg", "gram": "g", "second": "s", "sec": "s", "minute": "min",
-    "hour": "h", "hr": "h", "hrs": "h", "mins": "min", "secs": "s", "lbs": "lb", "kilo": "kg",
-    "inche": "inch", "in": "inch", "feet": "ft", "foot": "ft", "liter": "l", "litre": "l",
-    "mile": "mi", "pound": "lb", "ounce": "oz", "dollar": "$", "cent": "¢", "unit": "", "watt": "w", "joule": "j",
-    "newton": "n", "volt": "v", "yard": "yd", "year": "yr", "day": "d", "degree": "°", "milliliter": "ml",
-}  # fmt: skip
-
-
-def units_agree(gold: str, answer: str) -> bool:
-    """One of them missing, or both the same: 5 m is not 5 km."""
-    left, right = _unit_key(gold), _unit_key(answer)
-    return not left or not right or left == right
-
-
-def _unit_key(unit: str) -> str:
-    folded = re.sub(r"[\s{}().*]", " ", unit.casefold())
-    folded = re.sub(r"\b(square|sq|cubic|cu)\s+(\w+)", lambda m: f"{m[2]}^{2 if m[1].startswith('sq') else 3}", folded)
-    words = re.findall(r"[^\W\d_]+|\^|/|-?\d+|[$¢°]", folded)
-    keys = []
-    for word in words:
-        singular = word[:-1] if len(word) > 3 and word.endswith("s") else word
-        keys.append(_SYNONYMS.get(singular, _SYNONYMS.get(word, singular)))
-    return " ".join(key for key in keys if key)

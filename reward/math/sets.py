@@ -182,6 +182,10 @@ def _half_line(left: Node, operator: str, right: Node, symbol: str) -> Pieces | 
         infinite = infinite_sign(other)
         if infinite and side.op == "sym":  # -infinity < x says nothing
             return REALS if (infinite < 0) == (sign in (">", "ge")) else ()
+    if left.op == "fn" and left.name == "abs" and not free_symbols(right) and operator != "ne":
+        return _distance(left.args[0], operator, right, symbol)
+    if right.op == "fn" and right.name == "abs" and not free_symbols(left) and operator != "ne":
+        return _distance(right.args[0], _FLIP[operator], left, symbol)
     difference = Node("add", (left, Node("neg", (right,))))
     values = []
     for at in (0, 1, 2, 5):
@@ -199,3 +203,12 @@ def _half_line(left: Node, operator: str, right: Node, symbol: str) -> Pieces | 
     upward = (slope > 0) == (operator in (">", "ge"))
     closed = operator in ("le", "ge")
     return (Piece(root, INFINITY, (closed, False)),) if upward else (Piece(-INFINITY, root, (False, closed)),)
+
+
+def _distance(inner: Node, operator: str, bound: Node, symbol: str) -> Pieces | None:
+    """|inner| < bound lies between -bound and bound, |inner| > bound outside."""
+    above = _half_line(inner, operator, bound, symbol)
+    below = _half_line(inner, _FLIP[operator], Node("neg", (bound,)), symbol)
+    if above is None or below is None or inner.op == "fn":
+        return None
+    return _combine("inter" if operator in ("<", "le") else "union", above, below)

@@ -18,13 +18,43 @@ RELATIONS = frozenset(["=", "<", ">", "le", "ge", "ne", "approx", "equiv", "in",
 _OPEN = frozenset(["(", "[", "{", "\\{", "langle", "lfloor", "lceil"])
 _CLOSE = frozenset([")", "]", "}", "\\}", "rangle", "rfloor", "rceil"])
 _PAIRS = {"(": ")]", "[": "])", "{": "}", "\\{": ["\\}"], "langle": ["rangle"], "]": "[]"}
-_MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "Vmatrix", "Bmatrix", "smallmatrix", "array"])
-_BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*(?:(\d)|\{\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w+)\s*\}?\s*\})")
+_MATRICES = frozenset(
+    [
+        "matrix",
+        "pmatrix",
+        "bmatrix",
+        "vmatrix",
+        "Vmatrix",
+        "Bmatrix",
+        "smallmatrix",
+        "psmallmatrix",
+        "bsmallmatrix",
+        "array",
+    ]
+)
+_LETTER_DIGITS = re.compile(r"\\(?:text|mathrm|texttt)\s*\{\s*([0-9A-Za-z]+)\s*\}")  # digits of a number like 2B
+_DIGIT_GROUPS = re.compile(r"\d{1,3}(?:,\d{3})+(?=\s*_)|\d{4}(?: \d{4})+(?=\s*_)")
+_IN_BASE = re.compile(r"([0-9A-Za-z]+)\s*(?:\\text\s*\{\s*)?\(?\s*(?:in\s+)?base[\s-]*\}?\s*(\w+)\s*\)?\s*\}?")
+_BASED = re.compile(
+    r"\(?([0-9A-Za-z]+)\)?\s*_\s*(?:(\d)|\{\s*(?:\\(?:text|mathrm)\s*\{)?\s*(?:base\s*\}?\s*)?\(?(\w+)\)?\s*\}?\s*\})"
+)
 _CALLED = re.compile(r"'*|\^(?:\{-1\}|\{?(?:prime)+\}?)|_(?:\w|\{\w+\})")  # f, f', f^{-1} and f_1 of (x)
+_DERIVATIVE = re.compile(r"frac\{d(?:\^\{?\d\}?)?[a-zA-Z]\}\{d[a-z](?:\^\{?\d\}?)?\}|d[a-zA-Z]/d[a-z]")  # dy/dx
 _BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
     "twelve": 12, "sixteen": 16,
 }  # fmt: skip
+
+
+_REALS = re.compile(
+    r"(?:(?:all|any|every)\s+(?:the\s+)?|the\s+)?(?:set\s+of\s+(?:all\s+)?)?real(?:s|\s+(?:numbers?|values?))"
+)
+_ALL_BUT = re.compile(r"(.*) (?:except(?: for)?|excluding|other than)")
+_NOTHING = re.compile(r"(?:the\s+)?empty\s+set|(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+)?solutions?(?:\s+exists?)?")
+
+
+class NoSuchDigitError(UnparsedError):
+    """A number in a base that lacks one of its digits: no answer to anything."""
 
 
 def parse(text: str, *, grouped: bool = True) -> Node:
@@ -39,6 +69,8 @@ def parse(text: str, *, grouped: bool = True) -> Node:
 
 
 def _based(text: str) -> Node | None:
+    text = _DIGIT_GROUPS.sub(lambda groups: re.sub(r"\D", "", groups[0]), _LETTER_DIGITS.sub(r"\1", text))
+    text = _IN_BASE.sub(r"\1_{\2}", text) if _IN_BASE.fullmatch(text) else text
     match = _BASED.fullmatch(text)
     if match is None:
         return None
@@ -51,7 +83,7 @@ def _based(text: str) -> Node | None:
     try:
         int(digits, base)
     except ValueError:
-        raise UnparsedError(f"{match[1]} has digits that base {base} lacks") from None
+        raise NoSuchDigitError(f"{match[1]} has digits that base {base} lacks") from None
     return Node("based", name=digits, args=(sym(str(base)),))
 
 
@@ -154,6 +186,8 @@ def _label(tokens: list[Token]) -> Node:
     ):
         return Node("text", name=" ".join(token.text for token in tokens).casefold())
     shape = [token.text for token in tokens]
+    if _DERIVATIVE.fullmatch("".join(shape)):
+        return Node("call", name="".join(shape))
     opens = shape.index("(") if "(" in shape else 0
     named = opens > 0 and tokens[0].kind == "sym" and shape[-1] == ")" and _CALLED.fullmatch("".join(shape[1:opens]))
     inside = tokens[opens + 1 : -1]
@@ -189,6 +223,8 @@ def _item(tokens: list[Token]) -> Node:
         return _environment(tokens)
     if (multiple := _multiple(tokens)) is not None:
         return multiple
+    if tokens[0].kind == "text" and (described := _in_words(tokens)) is not None:
+        return described
     if first == "emptyset" and len(tokens) == 1:
         return Node("set")
     if first == "bbR" and len(tokens) == 1:
@@ -202,6 +238,19 @@ def _item(tokens: list[Token]) -> Node:
     if len(parts) > 1:
         return Node("ratio", tuple(ExpressionReader(part).read_all() for part in parts))
     return ExpressionReader(tokens).read_all()
+
+
+def _in_words(tokens: list[Token]) -> Node | None:
+    """All real numbers, all real numbers except 2, no solution, the empty set."""
+    words = " ".join(tokens[0].text.casefold().split())
+    but = _ALL_BUT.fullmatch(words)
+    if but and _REALS.fullmatch(but[1]) and len(tokens) > 1:
+        left_out = _item(tokens[1:])
+        return Node("minus", (Node("reals"), left_out if left_out.op == "set" else Node("set", (left_out,))))
+    if any(token.kind != "text" for token in tokens):
+        return None
+    words = " ".join(" ".join(token.text for token in tokens).casefold().split())
+    return Node("reals") if _REALS.fullmatch(words) else Node("set") if _NOTHING.fullmatch(words) else None
 
 
 def _collection(tokens: list[Token], first: str, last: str) -> Node | None:

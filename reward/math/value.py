@@ -147,6 +147,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     )
 }
 
+_ZEROS = {"tan": mpmath.cos, "sec": mpmath.cos, "cot": mpmath.sin, "csc": mpmath.sin}  # where the first has a pole
+
 
 def _uncancelled(terms: tuple[Node, ...]) -> tuple[Node, ...]:
     """Without pairs of a term and the same term negated, which cancel whatever their size."""
@@ -276,6 +278,11 @@ class Approximator:
             raise TooLargeError
         if values and abs(mpmath.mag(values[0]) if values[0] != 0 else 0) > 2000:
             raise TooLargeError  # an angle whose digits before the point exceed the precision
+        if node.name in ("sin", "cos") and abs(values[0]) > mpmath.mpf(10) ** -3:
+            result = function(*values)  # of a zero only the rounding is left
+            return result if abs(result) > abs(values[0]) * mpmath.mpf(10) ** (5 - mpmath.mp.dps) else mpmath.mpf(0)
+        if node.name in _ZEROS and abs(_ZEROS[node.name](values[0])) < mpmath.mpf(10) ** (10 - mpmath.mp.dps):
+            raise PoleError(node.name)
         return function(*values)
 
     def _factorial(self, value: Any) -> Any:

@@ -15,6 +15,7 @@ from reward.verdict import Verdict
 
 _YES, _NO = frozenset(["yes", "true"]), frozenset(["no", "false"])
 _ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\w\w)")
+_ABSENT = re.compile(r"^(?:d\.?n\.?e|doesn't exist)$")
 SHOWN = 200  # characters of the parsed answer that a verdict carries
 
 
@@ -110,7 +111,7 @@ class MathVerifier:
         """Case-folded words; only for golds that are words, never by containment."""
         if not _is_word(gold) and readings(gold):
             return False
-        ours, theirs = (_ARTICLE.sub("", flat(side)) for side in (gold, text))
+        ours, theirs = (_ABSENT.sub("does not exist", _ARTICLE.sub("", flat(side))) for side in (gold, text))
         if ours == theirs:
             return bool(re.search(r"[^\W\d_]", ours)) and (_is_word(gold) or squeezed(ours) == squeezed(theirs))
         side = _YES if ours in _YES else _NO if ours in _NO else None

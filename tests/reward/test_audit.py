@@ -101,8 +101,20 @@ def test_generated_inputs_are_expanded(tmp_path: Path) -> None:
     assert row["gold"] != row["gold"]
 
 
+def test_generators_loop_and_format(tmp_path: Path) -> None:
+    row = read_cases(write(tmp_path, completion_gen="3 * chr(97) + ','.join(f'{i}^{2**i}' for i in range(3))"))[0]
+    assert row["completion"] == "aaa0^1,1^2,2^4"
+
+
+def test_rows_may_hold_any_unicode_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "cases.jsonl"
+    path.write_text('{"completion": "a\u2028b"}\n{"completion": "c\x85"}\n', encoding="utf-8")
+    assert [row["completion"] for row in read_cases(path)] == ["a\u2028b", "c\x85"]
+
+
 @pytest.mark.parametrize(
-    "expression", ["__import__('os').getpid()", "open('x')", "'a' * 10**9", "(", "[x for x in 'a']"]
+    "expression",
+    ["__import__('os').getpid()", "open('x')", "'a' * 10**9", "(", "[x for x in y]", "[str(x) for x in range(10**8)]"],
 )
 def test_generators_are_no_programs(tmp_path: Path, expression: str) -> None:
     with pytest.raises(VerifierError, match="line 1"):
