@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ _UIDS = itertools.count(secrets.randbelow(40_000))
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one program: wall-clock seconds, megabytes (each process, and all together twice that), processes."""
+    """Of one program: seconds, megabytes (each process, and all together twice that), processes.
+
+    Seconds are wall-clock, less what the program waited for a core: a busy machine is not the program's fault.
+    """
 
     time_limit_s: float = 4.0
     memory_limit_mb: int = 384
@@ -38,11 +42,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """status: ok (exit code 0), exit, signal, timeout, memory, output; ``failed`` when there was no sandbox."""
+    """status: ok (exit code 0), exit, signal, timeout, memory, output; no fault of the program: failed, starved.
+
+    ``seconds`` count as the limit does.
+    """
 
     status: str
     stdout: bytes
     detail: str = ""
+    seconds: float = 0.0
 
 
 def visible_paths() -> list[str]:
@@ -83,13 +91,14 @@ def run(program: str, *, stdin: str = "", limits: Limits = Limits()) -> Outcome:
         start_new_session=True,
         env={"PATH": "/usr/bin:/bin"},
     )
-    watch = _Watch(process, limits)
+    watch, started = _Watch(process, limits), time.monotonic()
     try:
         watch.feed(json.dumps(config).encode())
         status = watch.until_over()
     finally:
         _kill(process)
-    return _outcome(status, bytes(watch.stdout), bytes(watch.stderr), key)
+    seconds = time.monotonic() - started - watch.waited_s
+    return replace(_outcome(status, bytes(watch.stdout), bytes(watch.stderr), key), seconds=seconds)
 
 
 def _outcome(status: str, stdout: bytes, stderr: bytes, key: str) -> Outcome:
@@ -142,6 +151,7 @@ class _Watch:
         assert process.stderr is not None
         self._process, self._limits, self._stdin = process, limits, process.stdin
         self.stdout, self.stderr = bytearray(), bytearray()
+        self.waited_s = 0.0  # for a core
         self._streams = {process.stdout.fileno(): self.stdout, process.stderr.fileno(): self.stderr}
 
     def feed(self, config: bytes) -> None:
@@ -150,17 +160,13 @@ class _Watch:
             self._stdin.close()
 
     def until_over(self) -> str:
-        """ended, or the limit that was met: timeout, memory, output."""
-        deadline = time.monotonic() + self._limits.time_limit_s
+        """ended, or the limit that was met: timeout, memory, output; or starved."""
+        started = looked = time.monotonic()
         poller = select.poll()
         for stream in self._streams:
             poller.register(stream, select.POLLIN | select.POLLHUP)
-        looked = time.monotonic()
         while self._streams:
-            now = time.monotonic()
-            if now >= deadline:
-                return "timeout"
-            for stream, _ in poller.poll(min(WATCH_S, deadline - now) * 1000):
+            for stream, _ in poller.poll(WATCH_S * 1000):
                 if not self._read(stream):
                     poller.unregister(stream)
             if len(self.stdout) > MAX_OUTPUT:
@@ -169,7 +175,18 @@ class _Watch:
                 looked = time.monotonic()
                 if tree_memory_mb(self._process.pid) > 2 * self._limits.memory_limit_mb:
                     return "memory"
+                if over := self._is_over(looked - started):
+                    return over
         return "ended"
+
+    def _is_over(self, seconds: float) -> str:
+        """After so many seconds on the clock: timeout, starved, or nothing yet."""
+        limit = self._limits.time_limit_s
+        worked, waited = tree_times_s(self._process.pid)
+        self.waited_s = max(self.waited_s, waited)  # of what has ended nothing can be read any more
+        if seconds >= limit and (worked >= limit or seconds - self.waited_s >= limit):
+            return "timeout"
+        return "starved" if seconds >= 2 * limit else ""
 
     def _read(self, stream: int) -> bool:
         chunk = os.read(stream, 1 << 16)
@@ -184,13 +201,40 @@ class _Watch:
 
 def tree_memory_mb(pid: int) -> float:
     """Resident memory of a process and all its descendants."""
-    page, total, queue = os.sysconf("SC_PAGE_SIZE"), 0, [pid]
+    pages = sum(int(_read(f"/proc/{each}/statm", "0 0").split()[1]) for each, _ in _tree(pid))
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def tree_times_s(pid: int) -> tuple[float, float]:
+    """What a process and all its descendants worked together, and the longest that one of their threads stood in line.
+
+    A kernel without these statistics says 0 for both.
+    """
+    threads = [
+        _read(f"/proc/{each}/task/{task}/schedstat", "0 0 0").split() for each, tasks in _tree(pid) for task in tasks
+    ]
+    worked = sum(int(times[0]) for times in threads)
+    waited = max((int(times[1]) for times in threads), default=0)
+    return worked / 1e9, waited / 1e9
+
+
+def _tree(pid: int) -> Iterator[tuple[int, list[str]]]:
+    """A process and all its descendants that can be seen, each with its threads."""
+    queue = [pid]
     while queue:
         current = queue.pop()
         try:
-            total += int(Path(f"/proc/{current}/statm").read_text().split()[1])
-            for task in os.listdir(f"/proc/{current}/task"):  # noqa: PTH208
-                queue += map(int, Path(f"/proc/{current}/task/{task}/children").read_text().split())
-        except (OSError, ValueError, IndexError):
+            tasks = os.listdir(f"/proc/{current}/task")  # noqa: PTH208
+        except OSError:
             continue
-    return total * page / 2**20
+        yield current, tasks
+        for task in tasks:
+            queue += map(int, _read(f"/proc/{current}/task/{task}/children", "").split())
+
+
+def _read(path: str, gone: str) -> str:
+    """A file of /proc; what it describes may end at any time."""
+    try:
+        return Path(path).read_text() or gone
+    except OSError:
+        return gone

@@ -6,7 +6,9 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,31 @@ def test_time_and_memory_are_bounded() -> None:
     assert run("while True: pass", limits=Limits(time_limit_s=1.0)).status == "timeout"
     assert time.monotonic() - started < 5
     assert run("x = bytearray(10**9)").status == "memory"
+
+
+@pytest.fixture
+def _one_busy_core() -> Iterator[None]:
+    """This process and its children share one core with another that never rests."""
+    whole = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(whole)})
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    yield
+    other.kill()
+    other.wait()
+    os.sched_setaffinity(0, whole)
+
+
+@pytest.mark.usefixtures("_one_busy_core")
+def test_waiting_for_a_core_is_not_the_programs_time() -> None:
+    work = "import time\nwhile time.process_time() < {}: pass\nprint(1)"
+    started = time.monotonic()
+    assert run(work.format(1.0), limits=Limits(time_limit_s=1.5)).status in ("ok", "starved")  # the latter: more load
+    assert time.monotonic() - started > 1.5  # it did wait
+    assert run("import time; time.sleep(60)", limits=Limits(time_limit_s=1.0)).status == "timeout"
+    suite = {"type": "stdio", "tests": [["", "1"]] * 3}
+    answer = f"```python\n{work.format(0.3)}\n```"
+    verdict = CodeVerifier(time_limit_s=0.8, total_s=1.5).verify(answer, {"answer": suite})
+    assert verdict.score in (1.0, None)
 
 
 def test_memory_of_all_processes_together_is_bounded() -> None:
