@@ -3,7 +3,7 @@
 Importing this package registers every step (``rlkd.data.curate.step.STEPS``); a model library is loaded only by use.
 """
 
-from rlkd.data.curate import decontaminate, ded, dedup, filters, generate, perplexity, provenance, where
+from rlkd.data.curate import ddk, decontaminate, ded, dedup, filters, generate, perplexity, provenance, where
 from rlkd.data.curate.run import StepReport, curate, curated_rows
 from rlkd.data.curate.step import STEPS, Decision, Removal, Step, TraceStep, build_step
 
@@ -17,6 +17,7 @@ __all__ = [
     "build_step",
     "curate",
     "curated_rows",
+    "ddk",
     "decontaminate",
     "ded",
     "dedup",

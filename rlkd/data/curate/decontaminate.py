@@ -186,6 +186,9 @@ class Decontaminate(Step):
             for row, match in zip(rows, found, strict=True)
         ]
 
+    def forget(self) -> None:
+        self._index = None
+
     def _build(self) -> EvalIndex:
         return EvalIndex(
             load_eval_questions(self.sets, self.data_dir),

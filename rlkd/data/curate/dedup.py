@@ -36,6 +36,9 @@ class ExactDedup(Step):
         for row in kept:
             self._seen.setdefault(self._key(row), row["row"])
 
+    def forget(self) -> None:
+        self._seen.clear()
+
 
 @STEPS.register("near_dedup")
 class NearDedup(Step):
@@ -60,6 +63,9 @@ class NearDedup(Step):
     def remember(self, kept: Sequence[Row]) -> None:
         for row, sketch in zip(kept, self._sketches(kept), strict=True):
             self._store().add(str(row["row"]), sketch)
+
+    def forget(self) -> None:
+        self._index = None
 
     def _decide(self, row: Row, sketch: Any) -> Decision:
         matches = self._store().get_duplicates(sketch)

@@ -44,6 +44,7 @@ class StepReport:
     reused_parts: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    survey: dict[str, Any] = field(default_factory=dict)
 
     def add(self, counts: Mapping[str, Any]) -> None:
         for key in ("rows_in", "rows_out", "traces_in", "traces_out"):
@@ -59,7 +60,12 @@ class StepReport:
         """The report in one line."""
         removed = ", ".join(f"{reason} {count}" for reason, count in self.removed.most_common())
         traces = f", traces {self.traces_in} -> {self.traces_out}" if self.traces_in else ""
-        return f"{self.name}: rows {self.rows_in} -> {self.rows_out}{traces}" + (f" ({removed})" if removed else "")
+        found = f"; {self.survey['summary']}" if "summary" in self.survey else ""
+        return (
+            f"{self.name}: rows {self.rows_in} -> {self.rows_out}{traces}"
+            + (f" ({removed})" if removed else "")
+            + found
+        )
 
 
 def curate(
@@ -101,7 +107,7 @@ def curated_rows(out: str | Path) -> Iterator[Row]:
     if not (out / "report.json").is_file():
         raise DataCardError(f"{out} holds no finished curation: no report.json")
     folder = out / json.loads((out / "report.json").read_text("utf-8"))["result"]
-    for part in sorted(folder.glob("part-*.jsonl")):
+    for part in _parts(folder):
         yield from good_rows(part)
 
 
@@ -135,7 +141,9 @@ def _read_row(number: int, row: Row | BadRow, card: DataCard | None) -> Decision
 def _run_step(step: Step, name: str, source: Path, folder: Path, chain: str) -> StepReport:
     report = _open_folder(folder, name, step.settings(), chain)
     started = time.monotonic(), time.process_time()
-    for part, path in enumerate(sorted(source.glob("part-*.jsonl"))):
+    report.survey = _survey(step, source, folder)
+    step.prepare(report.survey)
+    for part, path in enumerate(_parts(source)):
         if (done := _done_counts(folder, part)) is None:
             rows = list(good_rows(path))
             decisions = step.decide(rows)
@@ -146,7 +154,24 @@ def _run_step(step: Step, name: str, source: Path, folder: Path, chain: str) -> 
             step.remember(list(good_rows(folder / f"part-{part:05d}.jsonl")))
             report.reused_parts += 1
         report.add(done)
+    step.forget()
     return _close_report(report, folder, started)
+
+
+def _survey(step: Step, source: Path, folder: Path) -> dict[str, Any]:
+    """What the step finds out about all rows first; done once."""
+    mark = folder / "survey.json"
+    if mark.is_file():
+        found: dict[str, Any] = json.loads(mark.read_text("utf-8"))
+        return found
+    found = step.survey(lambda: (row for part in _parts(source) for row in good_rows(part)), folder) or {}
+    if found:
+        write_json(mark, found)
+    return found
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.jsonl"))
 
 
 def _open_folder(folder: Path, name: str, settings: dict[str, Any], chain: str) -> StepReport:
@@ -170,7 +195,7 @@ def _done_counts(folder: Path, part: int) -> dict[str, Any] | None:
 
 
 def _write_part(folder: Path, part: int, rows: Sequence[Row], decisions: Sequence[Decision]) -> dict[str, Any]:
-    kept = [decision.row for decision in decisions if decision.row is not None]
+    kept = [decision.row for decision in decisions if decision.row is not None for _ in range(decision.copies)]
     removed = [line for row, decision in zip(rows, decisions, strict=True) for line in _removed_lines(row, decision)]
     write_rows(folder / f"part-{part:05d}.jsonl", kept)
     write_rows(folder / f"removed-{part:05d}.jsonl", removed)

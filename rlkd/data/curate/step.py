@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,10 +25,11 @@ class Removal:
 
 @dataclass(frozen=True)
 class Decision:
-    """The row that goes on (None: dropped), and the removals that explain the difference."""
+    """The row that goes on (None: dropped), how often, and the removals that explain the difference."""
 
     row: Row | None
     removals: tuple[Removal, ...] = ()
+    copies: int = 1
 
     @staticmethod
     def drop(reason: str, **evidence: Any) -> Decision:
@@ -41,12 +43,25 @@ class Step(BaseModel):
     kind: ClassVar[str] = ""
     made_of: dict[str, Any] = Field(default_factory=dict, exclude=True, description="its models and functions, by name")
 
+    def survey(self, rows: Callable[[], Iterator[Row]], folder: Path) -> dict[str, Any] | None:
+        """What must be known of all rows before the first decision. It is written once, reported, and read by a resume.
+
+        ``rows`` begins a pass over all rows; ``folder`` is the step's, for what a resume should find again.
+        The result's ``summary`` is printed.
+        """
+
+    def prepare(self, survey: Mapping[str, Any]) -> None:
+        """Take in the survey, of this run or of the one that goes on."""
+
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
         """One decision a row, in order. A step may remember rows of earlier calls."""
         raise NotImplementedError
 
     def remember(self, kept: Sequence[Row]) -> None:
         """Take in rows that an earlier, interrupted run of this step kept. A step without memory ignores them."""
+
+    def forget(self) -> None:
+        """Free what was remembered, as the step is over."""
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain data; models and functions that a step was given by their names."""
