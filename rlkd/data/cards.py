@@ -105,6 +105,18 @@ class Reading(_Part):
     traces: tuple[TraceRule, ...] = ()
     keep: tuple[str, ...] = Field(default=(), description="raw fields that the verifier needs, kept under their names")
 
+    def example(self, row: Row) -> Row:
+        """The row as ``{question, answer, [id], [options], [traces], kept fields}``. Raises: DataCardError."""
+        example: Row = {key: lookup(row, key) for key in self.keep}
+        example |= {"question": render(self.question, row), "answer": self.answer.extract(row)}
+        if self.id is not None:
+            example["id"] = text_of(lookup(row, self.id))
+        if self.options is not None:
+            example["options"] = lookup(row, self.options)
+        if self.traces:
+            example["traces"] = [trace for rule in self.traces for trace in _traces(rule, row)]
+        return example
+
 
 class Decontamination(_Part):
     """What was done by the publisher, and which cards ours must be checked against before training."""
@@ -180,17 +192,8 @@ class DataCard(_Part):
             ) from error
 
     def example(self, row: Row) -> Row:
-        """The row as ``{question, answer, [id], [options], [traces], kept fields}``. Raises: DataCardError."""
-        reading = self.reading
-        example: Row = {key: lookup(row, key) for key in reading.keep}
-        example |= {"question": render(reading.question, row), "answer": reading.answer.extract(row)}
-        if reading.id is not None:
-            example["id"] = text_of(lookup(row, reading.id))
-        if reading.options is not None:
-            example["options"] = lookup(row, reading.options)
-        if reading.traces:
-            example["traces"] = [trace for rule in reading.traces for trace in _traces(rule, row)]
-        return example
+        """The row as its ``reading`` says."""
+        return self.reading.example(row)
 
     def prompt(self, example: Mapping[str, Any]) -> str:
         """The user's message for an example, options listed where there are some."""

@@ -131,11 +131,15 @@ def curate(
     out: Annotated[Path, typer.Option(help="folder of the results")],
 ) -> None:
     """Run curation steps over rows; run again to resume. What was removed lies beside what was kept, with reasons."""
+    from rlkd.data.curate.run import StepReport
     from rlkd.data.curate.spec import load_spec, run_spec
 
-    for report in run_spec(load_spec(spec), out):
+    def tell(report: StepReport) -> None:
         reused = f" [{report.reused_parts} of {report.parts} parts were done]" if report.reused_parts else ""
         typer.echo(report.line() + reused)
+
+    run_spec(load_spec(spec), out, tell)
+    typer.echo(f"result: {out / 'train.jsonl'}; why rows went: {out}/*/removed-*.jsonl")
 
 
 def _conditions(given: list[str] | None) -> dict[str, tuple[str, ...]]:

@@ -79,8 +79,9 @@ def build_pairs(
         label: whose word makes a trace right: the verifier's, the publisher's claim, or both (REDI).
     """
     out, settings = Path(out), settings or PairSettings()
-    steps = [*filters, LabelTraces(label=label, verifier=verifier, verify_batch=verify_batch)]
-    report = PairReport(curation=[each.line() for each in curate(source, steps, out / "judged", card=card)])
+    steps = [*filters, LabelTraces(label=label, made_of={"verifier": verifier}, verify_batch=verify_batch)]
+    reading = card.reading if card else None
+    report = PairReport(curation=[each.line() for each in curate(source, steps, out / "judged", reading=reading)])
     stages: Counter[str] = Counter()
     length = token_counter or (lambda text: len(text.split()))
     with atomic_open(out / "sft.jsonl") as sft, atomic_open(out / "pairs.jsonl") as pairs:

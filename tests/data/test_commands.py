@@ -95,7 +95,7 @@ def test_curation_from_a_file(tmp_path: Path, data_dir: Path) -> None:
     [
         ({"steps": []}, "card or source"),
         ({"source": "x.jsonl", "stps": []}, "stps"),
-        ({"source": "x.jsonl", "steps": [{"step": "perplexity_filter", "max_perplexity": 3.0}]}, "scorer"),
+        ({"source": "x.jsonl", "steps": [{"step": "perplexity_filter", "max_perplexity": 3.0}]}, "teacher: MODEL"),
         ({"source": "x.jsonl", "steps": [], "pass_rates": "none.jsonl"}, "no such data file: none.jsonl"),
     ],
 )

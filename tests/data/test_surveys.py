@@ -80,7 +80,7 @@ def test_a_later_round_starts_from_the_weights_of_the_last(tmp_path: Path) -> No
     step, _, _ = ddk(before=before, smooth=0.25)
     _, report = curate(many(tmp_path / "rows.jsonl"), [step], tmp_path / "out")
     assert report.survey["weights"] == pytest.approx(domain_weights(STUDENT, TEACHER, before=before, smooth=0.25))
-    with pytest.raises(DataCardError, match="sum to 0.9"):
+    with pytest.raises(DataCardError, match=r"sum to 0\.9"):
         ddk(before={"algebra": 0.7, "geometry": 0.2})
 
 
@@ -179,12 +179,50 @@ def test_a_trial_needs_teachers_rows_and_a_recipe_that_can_tell_them_apart(tmp_p
     with pytest.raises(DataCardError, match=r"share 19 rows; teacher_trial needs size=20"):
         curate(source, [trial_step(20, scored)], tmp_path / "few")
     write_rows(tmp_path / "one.jsonl", [{"question": "q", "answer": "1", "traces": [{"text": "t", "model": "solo"}]}])
-    with pytest.raises(DataCardError, match="there is .'solo'."):
+    with pytest.raises(DataCardError, match=r"there is \['solo'\]"):
         curate(tmp_path / "one.jsonl", [trial_step(1, scored)], tmp_path / "one")
     spec: dict[str, Any] = {"step": "teacher_trial", "recipe": str(RECIPE), "size": 4}
-    with pytest.raises(DataCardError, match="no SFT stage 'cold' of the policy; it has"):
+    with pytest.raises(DataCardError, match=r"no SFT stage 'cold' of the policy. it has"):
         build_step({**spec, "stage": "cold"})
-    with pytest.raises(DataCardError, match="no data.eval"):
+    with pytest.raises(DataCardError, match=r"no data\.eval"):
         build_step({**spec, "overrides": ["data.eval=null"]})
-    with pytest.raises(RlkdError, match="nowhere.yaml"):
+    with pytest.raises(RlkdError, match=r"nowhere\.yaml"):
         build_step({**spec, "recipe": "nowhere.yaml"})
+
+
+@pytest.mark.engine
+@pytest.mark.xdist_group("engine")
+def test_a_trial_is_a_run_of_the_recipe(tmp_path: Path) -> None:
+    """Real training on two teachers' traces: one gives the answer, the other none."""
+    rows = [
+        {
+            "question": f"{at} + {7 - at} =",
+            "answer": "7",
+            "traces": [{"text": text, "model": name} for name, text in each],
+        }
+        for at in range(8)
+        for each in ([("clear", "7"), ("vague", "who knows")],)
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "held_out.jsonl", [{"question": f"{at}+{7 - at}=", "answer": "7"} for at in range(8)])
+    stages = "[{kind: sft, name: sft, steps: 30, batch_size: 8, max_length: 72, optim: {lr: 2.0e-3, warmup_steps: 1}}]"
+    overrides = [
+        f"data.train={{kind: file, path: {tmp_path / 'rows.jsonl'}}}",
+        f"data.eval={{kind: file, path: {tmp_path / 'held_out.jsonl'}}}",
+        f"stages={stages}",
+        "eval.samples=1",
+        "eval.temperature=0.0",
+    ]
+    spec = {"step": "teacher_trial", "recipe": str(RECIPE), "size": 8, "overrides": overrides}
+    _, report = curate(tmp_path / "rows.jsonl", [build_step(spec)], tmp_path / "out")
+    trials = report.survey["trials"]
+    assert {name: (each["pass@1"], each["n"]) for name, each in trials.items()} == {
+        "clear": (1.0, 8),
+        "vague": (0.0, 8),
+    }
+    assert {trace["text"] for row in curated_rows(tmp_path / "out") for trace in row["traces"]} == {"7"}
+    (
+        tmp_path / "out/01-teacher_trial/survey.json"
+    ).unlink()  # as a kill before the choice leaves it: no run is repeated
+    _, again = curate(tmp_path / "rows.jsonl", [build_step({**spec})], tmp_path / "out")
+    assert again.survey == report.survey

@@ -74,7 +74,8 @@ def test_problems_are_the_pass_rates_of_a_curation_of_the_same_card(tmp_path: Pa
         ("2", 0.0, 2.0),
         ("3", None, None),
     ]
-    write_rows(tmp_path / "problems.jsonl", found)
+    assert {row["question"] for row in found} == {"q"}  # that of the groups above
+    write_rows(tmp_path / "problems.jsonl", [{**row, "question": f"question {row['id']}"} for row in found])
     steps: list[dict[str, Any]] = [{"step": "pass_rate_filter", "low": 0.25, "keep_unknown": False}]
     rates = str(tmp_path / "problems.jsonl")
     spec = CurationSpec(source=str(tmp_path / "rows.jsonl"), pass_rates=rates, steps=steps)

@@ -106,7 +106,8 @@ class DomainDraw(Step):
         sizes: Counter[str] = Counter()
         chosen: dict[str, list[tuple[float, int, Row]]] = {}  # the rows with the lowest draws: a sample in one pass
         for number, row in enumerate(rows()):
-            name = self._domain(row)
+            if (name := self._domain(row)) is None:
+                continue
             sizes[name] += 1
             heap, item = chosen.setdefault(name, []), (-self._chance(row, "sample"), -number, row)
             if len(heap) < self.sample:
@@ -114,7 +115,7 @@ class DomainDraw(Step):
             else:
                 heapq.heappushpop(heap, item)
         if not sizes:
-            return {"sizes": {}, "weights": {}}
+            raise DataCardError(f"step '{self.kind}': no row has the field '{self.domain}'")
         found = {name: self._perplexities(name, [row for *_, row in heap]) for name, heap in sorted(chosen.items())}
         student = {name: each["student"] for name, each in found.items()}
         teacher = {name: each["teacher"] for name, each in found.items()}
@@ -136,13 +137,15 @@ class DomainDraw(Step):
 
     def _decide(self, row: Row) -> Decision:
         """floor(c) or one more copies, c on average."""
-        name = self._domain(row)
+        if (name := self._domain(row)) is None:
+            return Decision.drop(f"no field '{self.domain}'")
         whole, rest = divmod(self._copies[name], 1.0)
         copies = int(whole) + (self._chance(row, "draw") < rest)
         return Decision(row, copies=copies) if copies else Decision.drop("not drawn", domain=name)
 
-    def _domain(self, row: Row) -> str:
-        return text_of(lookup(row, self.domain))
+    def _domain(self, row: Row) -> str | None:
+        value = lookup(row, self.domain, default=None)
+        return None if value is None else text_of(value)
 
     def _chance(self, row: Row, what: str) -> float:
         """A number in [0, 1) that depends on seed and row alone, so that a resume draws the same."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr, SkipValidation
+from pydantic import Field, PrivateAttr, SkipValidation, field_validator
 
 from rlkd.data.curate.embed import Embedder
 from rlkd.data.curate.step import STEPS, Decision, Step
@@ -173,6 +173,15 @@ class Decontaminate(Step):
     embedder: SkipValidation[Embedder | None] = Field(default=None, exclude=True)
     judge: SkipValidation[Judge | None] = Field(default=None, exclude=True)
     _index: Any = PrivateAttr(default=None)
+
+    @field_validator("sets")
+    @classmethod
+    def _cards_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from rlkd.data.cards import load_card
+
+        for name in names:
+            load_card(name)
+        return names
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "embedding": self.embedder is not None, "judge": self.judge is not None}

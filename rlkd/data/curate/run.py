@@ -6,6 +6,7 @@ out/00-read/part-00000.jsonl       rows that go on
             report.json            counts of the whole step
 out/01-exact_dedup/...
 out/report.json                    every step, in order
+out/train.jsonl                    the result, flat: a line a trace (its ``solution``), or a row without traces
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlkd.data.cards import DataCard
+from rlkd.data.cards import Reading
+from rlkd.data.curate.shape import shaped
 from rlkd.data.curate.step import Decision, Step
-from rlkd.data.rows import BadRow, Row, good_rows, read_rows, write_json, write_rows
+from rlkd.data.rows import BadRow, Row, good_rows, read_rows, shards, write_json, write_rows
 from rlkd.errors import DataCardError
 
 PART_ROWS = 10_000
+PART_CHARS = 32 * 2**20  # a part of long traces ends sooner
 TEXT_EVIDENCE_CHARS = 2_000
 
 
@@ -68,35 +70,44 @@ class StepReport:
         )
 
 
+Files = str | Path | list[str]
+
+
 def curate(
-    source: str | Path | Iterable[Row],
+    source: Files | Iterable[Row],
     steps: Sequence[Step],
     out: str | Path,
     *,
-    card: DataCard | None = None,
+    reading: Reading | None = None,
     part_rows: int = PART_ROWS,
+    progress: Callable[[StepReport], None] | None = None,
 ) -> list[StepReport]:
     """Read rows, run the steps over them in order, and write what is kept, what is removed and a report.
 
     Args:
-        source: a file of rows, or rows (they must come in the same order after a crash).
+        source: a file of rows, a folder, a pattern or a list of files, or rows (in the same order after a crash).
         steps: run one after another, each over all parts; a step's memory is freed before the next.
         out: folder of the results. Called again with the same source and steps, it goes on where it stopped.
-        card: turns raw rows into examples; rows that cannot be read so are set aside with the reason.
+        reading: turns raw rows into examples, as a card's; rows that cannot be read so are set aside with the reason.
+        progress: told of every step that ended.
 
     Returns: one report a step, the reading first.
-    Raises: DataCardError when ``out`` holds the results of another source or of other settings.
+    Raises: DataCardError when ``out`` holds the results of another source or of other settings, or a step left no row.
     """
     out = Path(out)
-    chain = _digest(identity(source), part_rows, card.model_dump(mode="json") if card else None)
+    chain = _digest(identity(source), part_rows, reading.model_dump(mode="json") if reading else None)
     folder = out / "00-read"
-    reports = [_run_read(source, card, folder, chain, part_rows)]
+    reports = [_run_read(source, reading, folder, chain, part_rows)]
+    told = progress or (lambda _: None)
+    told(reports[0])
     for number, step in enumerate(steps, start=1):
         name = step.kind or type(step).__name__
         chain = _digest(chain, name, step.settings())
         target = out / f"{number:02d}-{name}"
         reports.append(_run_step(step, name, folder, target, chain))
+        told(reports[-1])
         folder = target
+    write_rows(out / "train.jsonl", (line for row in _rows_of(folder) for line in _flat(row)))
     write_json(out / "report.json", {"result": folder.name, "steps": [report.as_json() for report in reports]})
     return reports
 
@@ -107,20 +118,32 @@ def curated_rows(out: str | Path) -> Iterator[Row]:
     if not (out / "report.json").is_file():
         raise DataCardError(f"{out} holds no finished curation: no report.json")
     folder = out / json.loads((out / "report.json").read_text("utf-8"))["result"]
-    for part in _parts(folder):
-        yield from good_rows(part)
+    yield from _rows_of(folder)
+
+
+def _rows_of(folder: Path) -> Iterator[Row]:
+    return (row for part in _parts(folder) for row in good_rows(part))
+
+
+def _flat(row: Row) -> Iterator[Row]:
+    """Training examples of a row: plain values only, as recipes name them under ``fields``."""
+    plain = {key: value for key, value in row.items() if not isinstance(value, (dict, list))}
+    if "traces" not in row:
+        yield plain
+    for trace in row.get("traces", ()):
+        more = {key: value for key, value in trace.items() if key != "text" and not isinstance(value, (dict, list))}
+        yield {**plain, "solution": trace["text"], **more}
 
 
 def _run_read(
-    source: str | Path | Iterable[Row], card: DataCard | None, folder: Path, chain: str, part_rows: int
+    source: Files | Iterable[Row], reading: Reading | None, folder: Path, chain: str, part_rows: int
 ) -> StepReport:
-    report = _open_folder(folder, "read", {"card": card.name if card else None, "part_rows": part_rows}, chain)
+    report = _open_folder(folder, "read", {"part_rows": part_rows}, chain)
     started = time.monotonic(), time.process_time()
-    numbered = read_rows(source) if isinstance(source, (str, Path)) else enumerate(source, start=1)
-    for part, chunk in enumerate(_chunks(numbered, part_rows)):
+    for part, chunk in enumerate(_chunks(_numbered(source), part_rows)):
         if (done := _done_counts(folder, part)) is None:
-            decisions = [_read_row(number, row, card) for number, row in chunk]
-            blank: list[Row] = [{"id": str(number)} for number, _ in chunk]
+            decisions = [_read_row(number, where, row, reading) for number, where, row in chunk]
+            blank: list[Row] = [{"id": str(number), "row": number} for number, *_ in chunk]
             done = _write_part(folder, part, blank, decisions)
         else:
             report.reused_parts += 1
@@ -128,14 +151,30 @@ def _run_read(
     return _close_report(report, folder, started)
 
 
-def _read_row(number: int, row: Row | BadRow, card: DataCard | None) -> Decision:
+Numbered = tuple[int, dict[str, Any], Row | BadRow]
+
+
+def _numbered(source: Files | Iterable[Row]) -> Iterator[Numbered]:
+    """Every row, its number over all files, and its file and line where there are several."""
+    if not isinstance(source, (str, Path, list)):
+        yield from ((number, {}, row) for number, row in enumerate(source, start=1))
+        return
+    files, before = shards(source), 0
+    for file in files:
+        number = 0
+        for number, row in read_rows(file):
+            yield before + number, {"file": file.name, "line": number} if len(files) > 1 else {}, row
+        before += number
+
+
+def _read_row(number: int, where: dict[str, Any], row: Row | BadRow, reading: Reading | None) -> Decision:
     if isinstance(row, BadRow):
-        return Decision.drop("unreadable row", row=number, why=row.reason, excerpt=row.excerpt)
+        return Decision.drop("unreadable row", **where, why=row.reason, excerpt=row.excerpt)
     try:
-        example = card.example(row) if card is not None else dict(row)
+        example, removals = shaped(reading.example(row) if reading is not None else dict(row))
     except DataCardError as error:
-        return Decision.drop("no example", row=number, why=str(error))
-    return Decision({"id": str(number), **example, "row": number})
+        return Decision.drop("no example", **where, why=str(error))
+    return Decision({"id": str(number), **example, "row": number}, removals)
 
 
 def _run_step(step: Step, name: str, source: Path, folder: Path, chain: str) -> StepReport:
@@ -164,7 +203,7 @@ def _survey(step: Step, source: Path, folder: Path) -> dict[str, Any]:
     if mark.is_file():
         found: dict[str, Any] = json.loads(mark.read_text("utf-8"))
         return found
-    found = step.survey(lambda: (row for part in _parts(source) for row in good_rows(part)), folder) or {}
+    found = step.survey(lambda: _rows_of(source), folder) or {}
     if found:
         write_json(mark, found)
     return found
@@ -214,8 +253,9 @@ def _removed_lines(row: Row, decision: Decision) -> Iterator[Row]:
     for removal in decision.removals:
         line: Row = {"id": row.get("id"), "row": row.get("row"), "reason": removal.reason, **removal.evidence}
         if removal.trace is not None:
-            text = str(row["traces"][removal.trace].get("text", ""))
-            line |= {"trace": removal.trace, "text": text[:TEXT_EVIDENCE_CHARS]}
+            line |= {"trace": removal.trace}
+            if "traces" in row:
+                line["text"] = row["traces"][removal.trace]["text"][:TEXT_EVIDENCE_CHARS]
         elif "question" in row:
             line["question"] = row["question"]
         yield line
@@ -230,24 +270,44 @@ def _close_report(report: StepReport, folder: Path, started: tuple[float, float]
     report.wall_s = round(time.monotonic() - started[0], 3)
     report.cpu_s = round(time.process_time() - started[1], 3)
     write_json(folder / "report.json", report.as_json())
+    if report.rows_in and not report.rows_out:
+        raise DataCardError(f"{report.line()}\nno row is left; why: {_first_removal(folder)}")
     return report
 
 
-def identity(source: str | Path | Iterable[Row]) -> Any:
+def _first_removal(folder: Path) -> str:
+    path = min(folder.glob("removed-*.jsonl"))
+    return f"{path} begins with {next(good_rows(path), {})}"
+
+
+def identity(source: Files | Iterable[Row]) -> Any:
     """What must be the same when a run goes on. Raises: DataCardError when there is no such file."""
-    if not isinstance(source, (str, Path)):
+    if not isinstance(source, (str, Path, list)):
         return "rows"  # the caller vouches that they come again in the same order
-    if not Path(source).is_file():
-        raise DataCardError(f"no such data file: {source}")
-    stat = Path(source).stat()
-    return [Path(source).name, stat.st_size, stat.st_mtime_ns]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in shards(source)]
 
 
 def _digest(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
+def _chunks(numbered: Iterable[Numbered], rows: int) -> Iterator[list[Numbered]]:
+    """Parts of at most so many rows and about ``PART_CHARS`` characters."""
+    chunk: list[Numbered] = []
+    chars = 0
+    for item in numbered:
+        chunk.append(item)
+        chars += _chars(item[2])
+        if len(chunk) == rows or chars >= PART_CHARS:
+            yield chunk
+            chunk, chars = [], 0
+    if chunk:
         yield chunk
+
+
+def _chars(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_chars, value.values()))
+    return sum(map(_chars, value)) if isinstance(value, list) else 0

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rlkd.data.fields import lookup
 from rlkd.data.rows import Row
-from rlkd.errors import DataCardError
+from rlkd.errors import DataCardError, did_you_mean
 from rlkd.registry import Registry
 
 
@@ -88,9 +89,33 @@ def build_step(spec: Mapping[str, Any], **parts: Any) -> Step:
     try:
         return kind(**options, **wanted)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        known = ", ".join(key for key in kind.model_fields if key != "made_of")
-        raise DataCardError(f"curation step '{name}': {'; '.join(lines)}; it takes: {known}") from error
+        raise DataCardError(f"curation step '{name}': {'; '.join(validation_lines(error, kind))}") from error
+
+
+def validation_lines(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """What is wrong, a line a field; an unknown one with what there is."""
+    known = [key for key, field in kind.model_fields.items() if not field.exclude]
+    lines = []
+    for item in error.errors():
+        name = ".".join(map(str, item["loc"]))
+        if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
+            lines.append(f"{name}: unknown{did_you_mean(name, known)}; known: {', '.join(known) or 'none'}")
+        else:
+            said = item["msg"].removeprefix("Value error, ")
+            got = f" (given: {str(item['input'])[:60]!r})" if item["loc"] and item["type"] != "missing" else ""
+            lines.append(f"{name}: {said}{got}" if name else said)
+    return lines
+
+
+def check_fields(step: Step, rows: Sequence[Row], *names: str) -> None:
+    """A field that no row of a part has is a slip. Raises: DataCardError with the nearest one."""
+    known = {str(key): None for row in rows for key in row}
+    for name in names:
+        if rows and all(lookup(row, name, default=None) is None for row in rows):
+            raise DataCardError(
+                f"step '{step.kind}': none of {len(rows)} rows has the field '{name}'"
+                f"{did_you_mean(name, known)}; they have {', '.join(known)}"
+            )
 
 
 class TraceStep(Step):
