@@ -167,7 +167,7 @@ def test_a_wrong_step_says_what_is_wrong(spec: dict[str, object], message: str) 
 
 def test_a_step_knows_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another teacher is another step: a run that goes on must not mix their answers."""
-    monkeypatch.setattr(spec_module, "_find_model", lambda name, _: None)
+    monkeypatch.setattr(spec_module, "_find_model", lambda *_: None)
     monkeypatch.setattr(spec_module, "_scorer", lambda name, _: lambda pairs: [name] * len(pairs))
     steps: list[dict[str, Any]] = [{"step": "perplexity_filter", "max_perplexity": 3.0}, {"step": "exact_dedup"}]
     for teacher in ("one", "two"):
