@@ -131,7 +131,7 @@ def curate(
     out: Annotated[Path, typer.Option(help="folder of the results")],
 ) -> None:
     """Run curation steps over rows; run again to resume. What was removed lies beside what was kept, with reasons."""
-    from rlkd.data.curate.run import StepReport
+    from rlkd.data.curate.report import StepReport
     from rlkd.data.curate.spec import load_spec, run_spec
 
     def tell(report: StepReport) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from rlkd.data.cards import load_card
 from rlkd.data.curate import STEPS, Decision, Step, build_step, curate, curated_rows
-from rlkd.data.curate import spec as spec_module
-from rlkd.data.curate.spec import CurationSpec, build_steps
+from rlkd.data.curate import parts as parts_module
+from rlkd.data.curate.parts import build_steps
+from rlkd.data.curate.spec import CurationSpec
 from rlkd.data.rows import Row, good_rows, write_rows
 from rlkd.errors import DataCardError, RlkdError
 
@@ -167,8 +168,8 @@ def test_a_wrong_step_says_what_is_wrong(spec: dict[str, object], message: str) 
 
 def test_a_step_knows_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another teacher is another step: a run that goes on must not mix their answers."""
-    monkeypatch.setattr(spec_module, "_find_model", lambda *_: None)
-    monkeypatch.setattr(spec_module, "_scorer", lambda name, _: lambda pairs: [name] * len(pairs))
+    monkeypatch.setattr(parts_module, "_find_model", lambda *_: None)
+    monkeypatch.setattr(parts_module, "_scorer", lambda name, _: lambda pairs: [name] * len(pairs))
     steps: list[dict[str, Any]] = [{"step": "perplexity_filter", "max_perplexity": 3.0}, {"step": "exact_dedup"}]
     for teacher in ("one", "two"):
         built = build_steps(CurationSpec(source="x", teacher=teacher, steps=steps), tmp_path)

@@ -4,7 +4,8 @@ Importing this package registers every step (``rlkd.data.curate.step.STEPS``); a
 """
 
 from rlkd.data.curate import ddk, decontaminate, ded, dedup, filters, generate, perplexity, provenance, where
-from rlkd.data.curate.run import StepReport, curate, curated_rows
+from rlkd.data.curate.report import StepReport
+from rlkd.data.curate.run import curate, curated_rows
 from rlkd.data.curate.step import STEPS, Decision, Removal, Step, TraceStep, build_step
 
 __all__ = [

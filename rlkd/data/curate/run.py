@@ -16,58 +16,20 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlkd.data.cards import Reading
+from rlkd.data.curate.report import NAMED_ROWS, StepReport, rows_by_reason
 from rlkd.data.curate.shape import shaped
 from rlkd.data.curate.step import Decision, Step
 from rlkd.data.rows import BadRow, Row, good_rows, read_rows, shards, write_json, write_rows
+from rlkd.data.text import text_key
 from rlkd.errors import DataCardError
 
 PART_ROWS = 10_000
 PART_CHARS = 32 * 2**20  # a part of long traces ends sooner
 TEXT_EVIDENCE_CHARS = 2_000
-
-
-@dataclass
-class StepReport:
-    """Counts of one step. ``wall_s`` and ``cpu_s`` cover the parts done here, ``reused_parts`` were found done."""
-
-    name: str
-    settings: dict[str, Any]
-    rows_in: int = 0
-    rows_out: int = 0
-    traces_in: int = 0
-    traces_out: int = 0
-    removed: Counter[str] = field(default_factory=Counter)
-    parts: int = 0
-    reused_parts: int = 0
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    survey: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, counts: Mapping[str, Any]) -> None:
-        for key in ("rows_in", "rows_out", "traces_in", "traces_out"):
-            setattr(self, key, getattr(self, key) + counts[key])
-        self.removed.update(counts["removed"])
-        self.parts += 1
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as plain data."""
-        return {**vars(self), "removed": dict(self.removed.most_common())}
-
-    def line(self) -> str:
-        """The report in one line."""
-        removed = ", ".join(f"{reason} {count}" for reason, count in self.removed.most_common())
-        traces = f", traces {self.traces_in} -> {self.traces_out}" if self.traces_in else ""
-        found = f"; {self.survey['summary']}" if "summary" in self.survey else ""
-        return (
-            f"{self.name}: rows {self.rows_in} -> {self.rows_out}{traces}"
-            + (f" ({removed})" if removed else "")
-            + found
-        )
 
 
 Files = str | Path | list[str]
@@ -140,12 +102,15 @@ def _run_read(
 ) -> StepReport:
     report = _open_folder(folder, "read", {"part_rows": part_rows}, chain)
     started = time.monotonic(), time.process_time()
+    seen: set[bytes] = set()
     for part, chunk in enumerate(_chunks(_numbered(source), part_rows)):
         if (done := _done_counts(folder, part)) is None:
             decisions = [_read_row(number, where, row, reading) for number, where, row in chunk]
             blank: list[Row] = [{"id": str(number), "row": number} for number, *_ in chunk]
-            done = _write_part(folder, part, blank, decisions)
+            again = _repeated_ids((decision.row for decision in decisions if decision.row is not None), seen)
+            done = _write_part(folder, part, blank, decisions, {"id of an earlier row (kept)": again} if again else {})
         else:
+            _repeated_ids(good_rows(folder / f"part-{part:05d}.jsonl"), seen)
             report.reused_parts += 1
         report.add(done)
     return _close_report(report, folder, started)
@@ -177,6 +142,17 @@ def _read_row(number: int, where: dict[str, Any], row: Row | BadRow, reading: Re
     return Decision({"id": str(number), **example, "row": number}, removals)
 
 
+def _repeated_ids(rows: Iterable[Row], seen: set[bytes]) -> list[int]:
+    """Rows whose id occurred before. Eight bytes of hash a row."""
+    found = []
+    for row in rows:
+        key = text_key(str(row["id"]))[:8]
+        if key in seen:
+            found.append(row["row"])
+        seen.add(key)
+    return found
+
+
 def _run_step(step: Step, name: str, source: Path, folder: Path, chain: str) -> StepReport:
     report = _open_folder(folder, name, step.settings(), chain)
     started = time.monotonic(), time.process_time()
@@ -188,7 +164,7 @@ def _run_step(step: Step, name: str, source: Path, folder: Path, chain: str) -> 
             decisions = step.decide(rows)
             if len(decisions) != len(rows):
                 raise DataCardError(f"step '{name}' made {len(decisions)} decisions for {len(rows)} rows")
-            done = _write_part(folder, part, rows, decisions)
+            done = _write_part(folder, part, rows, decisions, {})
         else:
             step.remember(list(good_rows(folder / f"part-{part:05d}.jsonl")))
             report.reused_parts += 1
@@ -233,7 +209,13 @@ def _done_counts(folder: Path, part: int) -> dict[str, Any] | None:
     return json.loads(mark.read_text("utf-8")) if mark.is_file() else None
 
 
-def _write_part(folder: Path, part: int, rows: Sequence[Row], decisions: Sequence[Decision]) -> dict[str, Any]:
+def _write_part(
+    folder: Path,
+    part: int,
+    rows: Sequence[Row],
+    decisions: Sequence[Decision],
+    noted: Mapping[str, list[int]],
+) -> dict[str, Any]:
     kept = [decision.row for decision in decisions if decision.row is not None for _ in range(decision.copies)]
     removed = [line for row, decision in zip(rows, decisions, strict=True) for line in _removed_lines(row, decision)]
     write_rows(folder / f"part-{part:05d}.jsonl", kept)
@@ -244,6 +226,9 @@ def _write_part(folder: Path, part: int, rows: Sequence[Row], decisions: Sequenc
         "traces_in": sum(map(_trace_count, rows)),
         "traces_out": sum(map(_trace_count, kept)),
         "removed": Counter(line["reason"] for line in removed),
+        "named": {
+            reason: numbers[:NAMED_ROWS] for reason, numbers in [*rows_by_reason(removed).items(), *noted.items()]
+        },
     }
     write_json(folder / f"done-{part:05d}.json", counts)
     return counts
