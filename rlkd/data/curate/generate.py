@@ -80,7 +80,9 @@ class ServedSampler:
                 stop=self.stop or None,
             )
         except openai.OpenAIError as error:
-            raise TeacherError(f"the teacher at {self._client.base_url} failed: {error}") from error
+            raise TeacherError(
+                f"the server at {self._client.base_url} failed ({error}); what is done stays, the same command goes on"
+            ) from error
         choice = answer.choices[0]
         if answer.usage is None:
             raise TeacherError(f"the teacher at {self._client.base_url} reports no token usage")

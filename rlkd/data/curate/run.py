@@ -192,14 +192,13 @@ def _parts(folder: Path) -> list[Path]:
 def _open_folder(folder: Path, name: str, settings: dict[str, Any], chain: str) -> StepReport:
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / "step.json"
-    if mark.is_file():
-        found = json.loads(mark.read_text("utf-8"))
-        if found["chain"] != chain:
+    found = json.loads(mark.read_text("utf-8")) if mark.is_file() else {}
+    if found.get("chain") != chain:
+        if (folder / "survey.json").is_file() or any(folder.glob("done-*.json")):  # else a mistake left nothing behind
             raise DataCardError(
                 f"{folder} holds results of another source or of other settings ({found['settings']}; now {settings}); "
                 "name another --out, or delete that folder and the ones after it"
             )
-    else:
         write_json(mark, {"chain": chain, "name": name, "settings": settings})
     return StepReport(name, settings)
 

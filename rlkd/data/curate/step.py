@@ -80,7 +80,10 @@ def build_step(spec: Mapping[str, Any], **parts: Any) -> Step:
     options = dict(spec)
     name = options.pop("step", None)
     if not isinstance(name, str):
-        raise DataCardError(f"a curation step needs 'step: NAME'; got {sorted(options)}; known: {', '.join(STEPS)}")
+        example = next((f"; write {{step: {key}, ...}}" for key in options if key in STEPS), "")
+        raise DataCardError(
+            f"a curation step needs 'step: NAME'; got {sorted(options)}{example}; known: {', '.join(STEPS)}"
+        )
     kind = STEPS[name]
     given = {key for key, field in kind.model_fields.items() if field.exclude}
     if inner := sorted(given & options.keys()):
@@ -101,7 +104,7 @@ def validation_lines(error: ValidationError, kind: type[BaseModel]) -> list[str]
         if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
             lines.append(f"{name}: unknown{did_you_mean(name, known)}; known: {', '.join(known) or 'none'}")
         else:
-            said = item["msg"].removeprefix("Value error, ")
+            said = item["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
             got = f" (given: {str(item['input'])[:60]!r})" if item["loc"] and item["type"] != "missing" else ""
             lines.append(f"{name}: {said}{got}" if name else said)
     return lines
