@@ -206,7 +206,7 @@ def _traces(rule: TraceRule, row: Row) -> Iterator[Row]:
     found = lookup(row, rule.text, default=None)
     claims = lookup(row, rule.claim, default=None) if rule.claim is not None else None
     texts = found if isinstance(found, list) else [found]
-    claimed = claims if isinstance(claims, list) else [claims]
+    claimed = claims if isinstance(claims, list) else [claims] if rule.claim is not None else [None] * len(texts)
     if len(claimed) != len(texts):
         raise DataCardError(f"{len(texts)} traces under '{rule.text}' but {len(claimed)} claims under '{rule.claim}'")
     for text, claim in zip(texts, claimed, strict=True):

@@ -55,14 +55,21 @@ def build_steps(spec: CurationSpec, cache: Path, verifier: Part | None = None) -
     ]
 
 
-_WRITE = {
+_LINES = {
     "scorer": "teacher: MODEL",
-    "teacher": "teacher: MODEL (mixed_policy: server: {base_url: URL, model: NAME})",
-    "student": "student: MODEL (mixed_policy: student_server: {base_url: URL, model: NAME})",
+    "teacher": "teacher: MODEL",
+    "student": "student: MODEL",
     "token_offsets": "student: MODEL",
     "pass_rate": "pass_rates: FILE, as `rlkd eval` writes it",
     "sampler": "server: {base_url: URL, model: NAME}",
 }
+_SERVED_LINES = {"teacher": _LINES["sampler"], "student": f"student_{_LINES['sampler']}"}
+
+
+def needed_lines(kind: str) -> dict[str, str]:
+    """The parts that a step cannot do without, each with the line of the curation that gives it."""
+    lines = _LINES | (_SERVED_LINES if kind == "mixed_policy" else {})
+    return {key: lines[key] for key, field in STEPS[kind].model_fields.items() if field.exclude and field.is_required()}
 
 
 def _build(given: dict[str, Any], parts: Mapping[str, Part | None], lines: Set[str], where: str) -> Step:
@@ -72,9 +79,9 @@ def _build(given: dict[str, Any], parts: Mapping[str, Part | None], lines: Set[s
         taken = {key: part for key, part in parts.items() if key in fields and part is not None}
         for key in given.keys() & lines - {each for each in fields if not fields[each].exclude}:
             raise DataCardError(f"'{key}' is a line of the curation, not of a step")
-        for key, field in fields.items():
-            if field.exclude and field.is_required() and key not in taken:
-                raise DataCardError(f"step '{kind}' needs a line of the curation: {_WRITE[key]}")
+        for key, line in needed_lines(str(kind)).items() if fields else ():
+            if key not in taken:
+                raise DataCardError(f"step '{kind}' needs a line of the curation: {line}")
         made_of = {key: part.name for key, part in taken.items() if part.name is not None}
         return build_step(given, made_of=made_of, **{key: part.make() for key, part in taken.items()})
     except RlkdError as error:

