@@ -177,8 +177,8 @@ def make_pool(folder: Path, seed: int, rows: int, held_out: int) -> Pool:
     careful = Student(folder / "scratch", seed=seed)
     hasty = Student(folder / "scratch", seed=seed)
     student = Student(folder / "scratch", seed=seed)
-    careful.train([(row["question"], row["solution"]) for row in taught], steps=900, seed=seed)
-    hasty.train([(row["question"], row["solution"].splitlines()[-1]) for row in taught], steps=900, seed=seed)
+    careful.train([(row["question"], row["solution"]) for row in taught], steps=600, seed=seed)
+    hasty.train([(row["question"], row["solution"].splitlines()[-1]) for row in taught], steps=600, seed=seed)
     known = [row for row in problems(2000 + seed, 1200) if row["terms"] == 2]
     student.train([(row["question"], row["solution"]) for row in known], steps=150, seed=seed)
     pool = problems(3000 + seed, rows)
@@ -258,7 +258,7 @@ def main(
     seeds: int = 3,
     rows: Annotated[int, typer.Option(help="problems of four traces each")] = 900,
     size: Annotated[int, typer.Option(help="traces that every student is trained on")] = 400,
-    steps: int = 200,
+    steps: int = 150,
     held_out: int = 300,
 ) -> None:
     """Print mean held-out accuracy over seeds, and each method's difference to random with a 95 % t interval."""

@@ -1,4 +1,4 @@
-"""What users feed a curation: damaged files, shards, other shapes. Rows are named, the others go on, slips stop early."""
+"""What users feed a curation: damaged files, shards, other shapes. Rows are named, the rest goes on, slips stop it."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_a_draw_that_died_goes_on_without_measuring_again(tmp_path: Path, monkey
 
 def taught(path: Path) -> Path:
     """Three teachers; c leaves every second question out, b's even ones are labelled wrong."""
-    rows = []
+    rows: list[Row] = []
     for at in range(40):
         traces: list[Row] = [{"text": f"a{at}", "model": "a"}, {"text": f"b{at}", "model": "b"}]
         traces += [{"text": f"c{at}", "model": "c"}] if at % 2 else []
