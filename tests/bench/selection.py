@@ -30,13 +30,14 @@ from reward.registry import load
 from rlkd.analysis.report import Cell, Table
 from rlkd.data.curate import build_step, curate, curated_rows
 from rlkd.data.curate.perplexity import question_prompt, score_traces
-from rlkd.data.curate.score import TextScorer, load_scorer
+from rlkd.data.curate.score import TokenScorer, TokenScores, load_scorer
 from rlkd.data.reasoning_gym import load_reasoning_gym
 from rlkd.data.rows import Row
 from rlkd.models.materialise import load_tokenizer, materialise
 from rlkd.recipe.schema import CharTokenizer, ReasoningGymData, ScratchModel
 
 TERMS = (2, 3, 4)
+TEACHER_STEPS = 500
 ALPHABET = "0123456789+-=\n \\boxed{}"
 VERIFIER = load("math")
 Pair = tuple[str, str]
@@ -63,9 +64,9 @@ class Student:
 
         spec = ScratchModel(
             kind="scratch",
-            hidden_size=96,
-            intermediate_size=256,
-            layers=3,
+            hidden_size=64,
+            intermediate_size=192,
+            layers=2,
             heads=4,
             context_length=96,
             tokenizer=CharTokenizer(alphabet="".join(dict.fromkeys(ALPHABET))),
@@ -119,7 +120,7 @@ class Student:
             found = self.model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
-                max_new_tokens=48,
+                max_new_tokens=36,
                 pad_token_id=self.end,
                 eos_token_id=self.end,
                 **drawn,
@@ -132,10 +133,18 @@ class Student:
     def accuracy(self, held_out: Sequence[Row]) -> float:
         return float(np.mean(graded(held_out, self.answers([row["question"] for row in held_out]))))
 
-    def scorer(self, folder: Path) -> TextScorer:
+    def scorer(self, folder: Path) -> TokenScorer:
+        """Scores once what several methods ask for."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        return load_scorer(folder)
+        score, known = load_scorer(folder), dict[Pair, TokenScores]()
+
+        def remembered(pairs: Sequence[Pair]) -> list[TokenScores]:
+            fresh = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+            known.update(zip(fresh, score(fresh), strict=True))
+            return [known[pair] for pair in pairs]
+
+        return remembered
 
 
 def graded(rows: Sequence[Row], texts: Sequence[str]) -> list[bool]:
@@ -148,8 +157,8 @@ class Pool:
 
     rows: list[Row]
     student: Student
-    teacher_scorer: TextScorer
-    student_scorer: TextScorer
+    teacher_scorer: TokenScorer
+    student_scorer: TokenScorer
     pass_rates: dict[int, float]
     held_out: list[Row]
     folder: Path
@@ -177,8 +186,8 @@ def make_pool(folder: Path, seed: int, rows: int, held_out: int) -> Pool:
     careful = Student(folder / "scratch", seed=seed)
     hasty = Student(folder / "scratch", seed=seed)
     student = Student(folder / "scratch", seed=seed)
-    careful.train([(row["question"], row["solution"]) for row in taught], steps=600, seed=seed)
-    hasty.train([(row["question"], row["solution"].splitlines()[-1]) for row in taught], steps=600, seed=seed)
+    careful.train([(row["question"], row["solution"]) for row in taught], steps=TEACHER_STEPS, seed=seed)
+    hasty.train([(row["question"], row["solution"].splitlines()[-1]) for row in taught], steps=TEACHER_STEPS, seed=seed)
     known = [row for row in problems(2000 + seed, 1200) if row["terms"] == 2]
     student.train([(row["question"], row["solution"]) for row in known], steps=150, seed=seed)
     pool = problems(3000 + seed, rows)
