@@ -45,7 +45,7 @@ def test_rows_of_every_wrong_shape_are_named_and_the_others_go_on(tmp_path: Path
         8: good(8, traces=[]),
         9: good(9, answer={"a": 1}),
         10: good(10, answer=3.0, id="r1"),
-        11: good(11, traces=None),
+        11: good(11, traces=None, id=None),
     }
     data = b"\n".join(json.dumps(row).encode() for row in lines.values())
     (tmp_path / "rows.jsonl").write_bytes(data + b'\n{"question": "caf\xe9"}\n' + json.dumps(good(13)).encode()[:30])
@@ -63,7 +63,7 @@ def test_rows_of_every_wrong_shape_are_named_and_the_others_go_on(tmp_path: Path
     assert "int 7" in why[3] and "no field 'question' (the row has id, answer" in why[4] and "UTF-8" in why[12]
     kept = {row["row"]: row for row in curated_rows(tmp_path / "out")}
     assert [trace["text"] for trace in kept[7]["traces"]] == ["kept", "bare text"]
-    assert kept[10]["answer"] == "3" and "traces" not in kept[11]
+    assert kept[10]["answer"] == "3" and "traces" not in kept[11] and kept[11]["id"] == "11"
 
 
 def test_repeated_ids_are_named_over_parts_and_after_a_crash(tmp_path: Path) -> None:

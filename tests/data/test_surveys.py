@@ -168,6 +168,8 @@ def test_a_trial_that_died_does_not_change_the_choice(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         curate(source, [trial_step(5, dying)], tmp_path / "out")
     assert tried == ["a", "b", "c"] and not (tmp_path / "out" / "report.json").exists()
+    with pytest.raises(DataCardError, match="other settings"):  # its trials are of another sample
+        curate(source, [trial_step(6, scored)], tmp_path / "out")
     curate(source, [trial_step(5, scored)], tmp_path / "out")
     curate(source, [trial_step(5, dying)], tmp_path / "out")  # all found: nothing is tried again
     assert tried == ["a", "b", "c"]

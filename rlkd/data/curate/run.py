@@ -57,7 +57,7 @@ def curate(
     Raises: DataCardError when ``out`` holds the results of another source or of other settings, or a step left no row.
     """
     out = Path(out)
-    chain = _digest(identity(source), part_rows, reading.model_dump(mode="json") if reading else None)
+    chain = _digest(identity(source), part_rows, PART_CHARS, reading.model_dump(mode="json") if reading else None)
     folder = out / "00-read"
     reports = [_run_read(source, reading, folder, chain, part_rows)]
     told = progress or (lambda _: None)
@@ -194,7 +194,7 @@ def _open_folder(folder: Path, name: str, settings: dict[str, Any], chain: str) 
     mark = folder / "step.json"
     found = json.loads(mark.read_text("utf-8")) if mark.is_file() else {}
     if found.get("chain") != chain:
-        if (folder / "survey.json").is_file() or any(folder.glob("done-*.json")):  # else a mistake left nothing behind
+        if any(path != mark and not path.name.startswith(".") for path in folder.iterdir()):  # else it stopped at once
             raise DataCardError(
                 f"{folder} holds results of another source or of other settings ({found['settings']}; now {settings}); "
                 "name another --out, or delete that folder and the ones after it"

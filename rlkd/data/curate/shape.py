@@ -19,13 +19,14 @@ def shaped(row: Row) -> tuple[Row, tuple[Removal, ...]]:
     """
     if not isinstance(row.get("question"), str) or not row["question"].strip():
         raise DataCardError(f"{_said(row, 'question')}, but a question is text; {_HINT}")
+    row = {key: value for key, value in row.items() if value is not None or key not in ("id", "traces")}
     answer = row.get("answer")
     if isinstance(answer, (dict, list)):
         raise DataCardError(f"{_said(row, 'answer')}, but an answer is text or a number; {_HINT}")
     if answer is not None:
         row = {**row, "answer": text_of(answer)}
-    if row.get("traces") is None:
-        return {key: value for key, value in row.items() if key != "traces"}, ()
+    if "traces" not in row:
+        return row, ()
     if not isinstance(row["traces"], list):
         raise DataCardError(f"{_said(row, 'traces')}, but traces are a list; {_HINT}")
     traces = [{"text": each} if isinstance(each, str) else each for each in row["traces"]]
