@@ -63,9 +63,9 @@ class TeacherTrial(Step):
             raise DataCardError(f"teacher_trial compares the traces' models, but there is {teachers or 'none'}")
         shared = ((row, dict(_first_traces(row))) for row in rows())
         keyed = (
-            (text_key(f"{self.seed} {row['row']}"), row["row"], row, traces)
-            for row, traces in shared
-            if len(traces) == len(teachers)
+            (text_key(f"{self.seed} {row['row']}"), at, row, traces)  # the position decides between copies of a row
+            for at, (row, traces) in enumerate(shared)
+            if len(traces) == len(teachers) and row.get("answer") is not None
         )
         chosen = heapq.nsmallest(self.size, keyed)  # a random sample in one pass
         if len(chosen) < self.size:
@@ -83,19 +83,17 @@ class TeacherTrial(Step):
 
     def _train(self, sample: Path, out: Path) -> Mapping[str, Any]:
         """The recipe's run on a sample; a finished one is read, a killed one goes on."""
-        done = out / "summary.json"
-        if not done.is_file():
+        if (after := _finished(out)) is None:
             fields = "{question: '{question}', answer: '{answer}', solution: '{solution}'}"
             data = (
                 f"stages.{self.stage}.data={{kind: file, path: {json.dumps(str(sample.resolve()))}, fields: {fields}}}"
             )
             command = [sys.executable, "-m", "rlkd", "train", self.recipe, *self.overrides, data, "--out", str(out)]
             ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-            if ended.returncode or not done.is_file():
+            if ended.returncode or (after := _finished(out)) is None:
                 raise DataCardError(
                     f"teacher_trial: {out} ended with status {ended.returncode}:\n{ended.stdout[-2000:]}"
                 )
-        after = json.loads(done.read_text("utf-8"))["eval"]["after"]
         return {key: after[key] for key in ("pass@1", "ci95", "n")}
 
     def prepare(self, survey: Mapping[str, Any]) -> None:
@@ -108,6 +106,14 @@ class TeacherTrial(Step):
         models = [str(trace.get("model")) for trace in traces_of(row)]
         gone = {at: Removal("another teacher", {"model": name}) for at, name in enumerate(models) if name != self._best}
         return keep_traces(row, gone)
+
+
+def _finished(out: Path) -> Mapping[str, Any] | None:
+    """Held-out figures of a run that ended."""
+    path = out / "summary.json"
+    summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    after: Mapping[str, Any] | None = summary["eval"]["after"] if summary.get("status") == "finished" else None
+    return after
 
 
 def _usable(row: Row) -> Iterator[Row]:
