@@ -66,6 +66,8 @@ def test_pairs_refuse_what_is_missing(tmp_path: Path) -> None:
         assert isinstance(run("pairs", *arguments).exception, DataCardError)
     error = run("pairs", "--out", tmp_path, "--card", "gsm8k-model-solutions", "--keep", "source").exception
     assert isinstance(error, DataCardError) and "write field=value" in str(error)
+    error = run("pairs", "--out", tmp_path, "--card", "gsm8k-model-solutions", "--label", "verified").exception
+    assert isinstance(error, DataCardError) and "'verifier' or 'claim' (given: 'verified')" in str(error)
 
 
 def test_curation_from_a_file(tmp_path: Path, data_dir: Path) -> None:
