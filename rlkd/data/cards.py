@@ -245,6 +245,8 @@ def card_names(folder: str | Path | None = None) -> list[str]:
 def load_card(name: str | Path, folder: str | Path | None = None) -> DataCard:
     """Load a card by name or by the path of its YAML file. Raises: DataCardError, naming each bad key."""
     path = Path(name)
+    if path.is_file() and path.suffix in (".jsonl", ".json", ".gz", ".parquet"):
+        raise DataCardError(f"{path} is a data file, not a card; write a card for it (see data_cards/), or curate it")
     if path.suffix not in (".yaml", ".yml"):
         path = Path(folder or cards_folder()) / f"{name}.yaml"
     if not path.is_file():

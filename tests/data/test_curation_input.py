@@ -77,7 +77,7 @@ def test_repeated_ids_are_named_over_parts_and_after_a_crash(tmp_path: Path) -> 
 
 def test_nothing_usable_stops_with_the_reason(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"problem": "q", "gold": 1}])
-    with pytest.raises(DataCardError, match=r"the row has problem, gold.*`reading` in the curation"):
+    with pytest.raises(DataCardError, match=r"the row has problem, gold.*`reading` in a curation"):
         curate(tmp_path / "rows.jsonl", [], tmp_path / "out")
     reading = Reading.model_validate({"question": "{problem}?", "answer": {"field": "gold"}})
     curate(tmp_path / "rows.jsonl", [], tmp_path / "read", reading=reading)

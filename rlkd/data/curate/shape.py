@@ -9,7 +9,7 @@ from rlkd.data.fields import text_of
 from rlkd.data.rows import Row
 from rlkd.errors import DataCardError
 
-_HINT = "`reading` in the curation says where it lies"
+_HINT = "a card, or `reading` in a curation, says where it lies"
 
 
 def shaped(row: Row) -> tuple[Row, tuple[Removal, ...]]:
