@@ -116,15 +116,24 @@ def _run_read(
     return _close_report(report, folder, started)
 
 
+def _files(source: Files | Iterable[Row]) -> list[Path] | None:
+    """The files that a path, or a list of paths, names; None for rows, which may be a list too."""
+    if isinstance(source, (str, Path)):
+        return shards(source)
+    named = [each for each in source if isinstance(each, str)] if isinstance(source, list) else []
+    return shards(named) if named else None
+
+
 Numbered = tuple[int, dict[str, Any], Row | BadRow]
 
 
 def _numbered(source: Files | Iterable[Row]) -> Iterator[Numbered]:
     """Every row, its number over all files, and its file and line where there are several."""
-    if not isinstance(source, (str, Path, list)):
-        yield from ((number, {}, row) for number, row in enumerate(source, start=1))
+    if (files := _files(source)) is None:
+        rows: Iterable[Any] = source
+        yield from ((number, {}, row) for number, row in enumerate(rows, start=1))
         return
-    files, before = shards(source), 0
+    before = 0
     for file in files:
         number = 0
         for number, row in read_rows(file):
@@ -266,9 +275,9 @@ def _first_removal(folder: Path) -> str:
 
 def identity(source: Files | Iterable[Row]) -> Any:
     """What must be the same when a run goes on. Raises: DataCardError when there is no such file."""
-    if not isinstance(source, (str, Path, list)):
+    if (files := _files(source)) is None:
         return "rows"  # the caller vouches that they come again in the same order
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in shards(source)]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _digest(*parts: Any) -> str:
