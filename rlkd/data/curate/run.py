@@ -130,7 +130,7 @@ Numbered = tuple[int, dict[str, Any], Row | BadRow]
 def _numbered(source: Files | Iterable[Row]) -> Iterator[Numbered]:
     """Every row, its number over all files, and its file and line where there are several."""
     if (files := _files(source)) is None:
-        rows: Iterable[Any] = source
+        rows: Any = source
         yield from ((number, {}, row) for number, row in enumerate(rows, start=1))
         return
     before = 0
