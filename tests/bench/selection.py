@@ -1,6 +1,6 @@
 """Each selection method against a random choice of as many traces: held-out accuracy of a student trained on them.
 
-python tests/bench/selection.py --seeds 3        # about eight minutes on one core
+python tests/bench/selection.py --seeds 3
 
 Small scratch models, real training: sums of two to four digits with worked steps. Two teachers are trained, one careful
 (it writes its steps) and one hasty (it writes only results), and sample four traces of every problem; the student knows
@@ -251,6 +251,7 @@ def methods(pool: Pool, steps: int) -> dict[str, Callable[[], list[Pair]]]:
         return pool.kept({"step": "teacher_trial", "recipe": recipe, "size": 100}, run=run)
 
     return {
+        "one a problem, at random": provenance("random"),
         "provenance: teacher sentences (DAS)": provenance("count"),
         "longest": provenance("longest"),
         "length-matched to the first": provenance("length_matched"),
