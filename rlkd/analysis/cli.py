@@ -36,21 +36,33 @@ def hacking(
     out: Out,
     proxy: Annotated[str, typer.Option(help="name of the distance to the teacher")],
     golden: Annotated[str | None, typer.Option(help="name of the distance to the truth, or its stand-in")] = None,
+    accuracy: Annotated[
+        str | None,
+        typer.Option(help="in place of golden: name of an accuracy (eval/pass@1); golden is what it lacks to 1"),
+    ] = None,
     step: Annotated[str, typer.Option(help="name of the step counter")] = "step",
 ) -> None:
     """Teacher-hacking monitor: proxy against golden, and the break of the proxy's power law."""
     from rlkd.analysis.hacking import Curve, draw_hacking, hacking_table
     from rlkd.analysis.report import write_report
     from rlkd.data.rows import good_rows
-    from rlkd.errors import DataCardError
+    from rlkd.errors import DataCardError, did_you_mean
 
-    names = [step, proxy, *([golden] if golden else [])]
-    found = [row for row in good_rows(metrics) if all(isinstance(row.get(name), (int, float)) for name in names)]
+    if golden and accuracy:
+        raise DataCardError("give --golden, a distance, or --accuracy, not both")
+    names = [step, proxy, *filter(None, (golden, accuracy))]
+    rows = list(good_rows(metrics))
+    found = [row for row in rows if all(isinstance(row.get(name), (int, float)) for name in names)]
     if not found:
-        raise DataCardError(f"{metrics}: no row has numbers under all of {', '.join(names)}")
+        known = sorted({name for row in rows for name, value in row.items() if isinstance(value, (int, float))})
+        wrong = "; ".join(f"'{name}' is not there{did_you_mean(name, known)}" for name in names if name not in known)
+        why = wrong or f"no row has all of {', '.join(names)}"
+        raise DataCardError(f"{metrics}: {why}; numbers there: {', '.join(known) or 'none'}")
     columns: dict[str, tuple[float, ...]] = {name: tuple(float(row[name]) for row in found) for name in names}
     measured = Curve(columns[step], columns[proxy])
     truth = Curve(columns[step], columns[golden]) if golden else None
+    if accuracy:
+        truth = Curve(columns[step], tuple(1.0 - value for value in columns[accuracy]))
     table = hacking_table(measured, truth)
     write_report(out, "hacking", [table], draw_hacking(measured, truth))
     typer.echo(table.markdown())
@@ -84,4 +96,31 @@ def provenance(
     ]
     table = provenance_table(answers, min_answers)
     write_report(out, "provenance", [table], draw_provenance(answers, min_answers))
+    typer.echo(table.markdown())
+
+
+@app.command("density")
+def density(
+    rows: Annotated[
+        Path, typer.Argument(help="JSON lines: question and traces, or solution, as a curation writes them")
+    ],
+    out: Out,
+    model: Annotated[str, typer.Option(help="scores the traces: model folder, hub id or package:NAME")],
+) -> None:
+    """How sure a model is of traces, by teacher and sampling temperature (DASD), and their token entropy (DED)."""
+    from rlkd.analysis.density import density_table, draw_density, group_scores
+    from rlkd.analysis.report import write_report
+    from rlkd.data.curate.perplexity import question_prompt
+    from rlkd.data.models import named_scorer
+    from rlkd.data.rows import good_rows
+
+    traces = [
+        (row, trace)
+        for row in good_rows(rows)
+        for trace in row.get("traces", [{**row, "text": row.get("solution", "")}])
+    ]
+    scores = named_scorer(model, out / "models")([(question_prompt(row), trace["text"]) for row, trace in traces])
+    groups = group_scores((trace for _, trace in traces), scores)
+    table = density_table(groups)
+    write_report(out, "density", [table], draw_density(groups))
     typer.echo(table.markdown())

@@ -105,6 +105,18 @@ class Reading(_Part):
     traces: tuple[TraceRule, ...] = ()
     keep: tuple[str, ...] = Field(default=(), description="raw fields that the verifier needs, kept under their names")
 
+    def example(self, row: Row) -> Row:
+        """The row as ``{question, answer, [id], [options], [traces], kept fields}``. Raises: DataCardError."""
+        example: Row = {key: lookup(row, key) for key in self.keep}
+        example |= {"question": render(self.question, row), "answer": self.answer.extract(row)}
+        if self.id is not None:
+            example["id"] = text_of(lookup(row, self.id))
+        if self.options is not None:
+            example["options"] = lookup(row, self.options)
+        if self.traces:
+            example["traces"] = [trace for rule in self.traces for trace in _traces(rule, row)]
+        return example
+
 
 class Decontamination(_Part):
     """What was done by the publisher, and which cards ours must be checked against before training."""
@@ -180,17 +192,8 @@ class DataCard(_Part):
             ) from error
 
     def example(self, row: Row) -> Row:
-        """The row as ``{question, answer, [id], [options], [traces], kept fields}``. Raises: DataCardError."""
-        reading = self.reading
-        example: Row = {key: lookup(row, key) for key in reading.keep}
-        example |= {"question": render(reading.question, row), "answer": reading.answer.extract(row)}
-        if reading.id is not None:
-            example["id"] = text_of(lookup(row, reading.id))
-        if reading.options is not None:
-            example["options"] = lookup(row, reading.options)
-        if reading.traces:
-            example["traces"] = [trace for rule in reading.traces for trace in _traces(rule, row)]
-        return example
+        """The row as its ``reading`` says."""
+        return self.reading.example(row)
 
     def prompt(self, example: Mapping[str, Any]) -> str:
         """The user's message for an example, options listed where there are some."""
@@ -203,7 +206,7 @@ def _traces(rule: TraceRule, row: Row) -> Iterator[Row]:
     found = lookup(row, rule.text, default=None)
     claims = lookup(row, rule.claim, default=None) if rule.claim is not None else None
     texts = found if isinstance(found, list) else [found]
-    claimed = claims if isinstance(claims, list) else [claims]
+    claimed = claims if isinstance(claims, list) else [claims] if rule.claim is not None else [None] * len(texts)
     if len(claimed) != len(texts):
         raise DataCardError(f"{len(texts)} traces under '{rule.text}' but {len(claimed)} claims under '{rule.claim}'")
     for text, claim in zip(texts, claimed, strict=True):
@@ -242,6 +245,8 @@ def card_names(folder: str | Path | None = None) -> list[str]:
 def load_card(name: str | Path, folder: str | Path | None = None) -> DataCard:
     """Load a card by name or by the path of its YAML file. Raises: DataCardError, naming each bad key."""
     path = Path(name)
+    if path.is_file() and path.suffix in (".jsonl", ".json", ".gz", ".parquet"):
+        raise DataCardError(f"{path} is a data file, not a card; write a card for it (see data_cards/), or curate it")
     if path.suffix not in (".yaml", ".yml"):
         path = Path(folder or cards_folder()) / f"{name}.yaml"
     if not path.is_file():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 app = typer.Typer(no_args_is_help=True, help="Data cards, checks, pairs and curation.")
 
@@ -29,13 +32,23 @@ def cards() -> None:
 
 @app.command("steps")
 def steps() -> None:
-    """List the curation steps with their settings."""
+    """List the curation steps with their settings, and the lines of the curation that they need."""
     from rlkd.data.curate import STEPS
+    from rlkd.data.curate.parts import needed_lines
 
     for name in STEPS:
         step = STEPS[name]
-        settings = [key for key, field in step.model_fields.items() if not field.exclude]
-        typer.echo(f"{name:20} {(step.__doc__ or '').splitlines()[0]}\n{'':20} settings: {', '.join(settings) or '-'}")
+        settings = [_setting(key, field) for key, field in step.model_fields.items() if not field.exclude]
+        needs = list(needed_lines(name).values())
+        typer.echo(f"{name:20} {(step.__doc__ or '').splitlines()[0]}")
+        typer.echo(f"{'':20} settings: {', '.join(settings) or '-'}")
+        if needs:
+            typer.echo(f"{'':20} needs: {'; '.join(needs)}")
+
+
+def _setting(key: str, field: FieldInfo) -> str:
+    """``key=default``; a key alone must be given."""
+    return key if field.is_required() else f"{key}={field.get_default(call_default_factory=True)}"
 
 
 @app.command("check")
@@ -130,12 +143,20 @@ def curate(
     spec: Annotated[Path, typer.Argument(help="YAML: card or source, models, steps (see `rlkd data steps`)")],
     out: Annotated[Path, typer.Option(help="folder of the results")],
 ) -> None:
-    """Run curation steps over rows; run again to resume. What was removed lies beside what was kept, with reasons."""
+    """Run curation steps over rows; run again to resume. What was removed lies beside what was kept, with reasons.
+
+    The file, in short: source: rows.jsonl, steps: [exact_dedup, {step: decontaminate, sets: [math500]}]. All that it
+    may hold is in rlkd/data/curate/README.md; `rlkd data steps` lists the steps.
+    """
+    from rlkd.data.curate.report import StepReport
     from rlkd.data.curate.spec import load_spec, run_spec
 
-    for report in run_spec(load_spec(spec), out):
+    def tell(report: StepReport) -> None:
         reused = f" [{report.reused_parts} of {report.parts} parts were done]" if report.reused_parts else ""
         typer.echo(report.line() + reused)
+
+    run_spec(load_spec(spec), out, tell)
+    typer.echo(f"result: {out / 'train.jsonl'}; why rows went: {out}/*/removed-*.jsonl")
 
 
 def _conditions(given: list[str] | None) -> dict[str, tuple[str, ...]]:

@@ -28,7 +28,7 @@ def named_tokenizer(name: str, cache: str | Path) -> Any:
 
 
 def named_scorer(name: str, cache: str | Path) -> TextScorer:
-    """Token scores of a named model, at temperature 1."""
+    """Token scores of a named model, at temperature 1; prompts are user messages where it has a chat template."""
     from rlkd.data.curate.score import load_scorer
 
-    return load_scorer(model_folder(name, cache))
+    return load_scorer(model_folder(name, cache), chat=True)

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rlkd.data.cards import DataCard
 from rlkd.data.curate.run import curate, curated_rows
-from rlkd.data.curate.step import Step
-from rlkd.data.curate.where import Label, LabelTraces, VerifyBatch
+from rlkd.data.curate.step import Step, build_step
+from rlkd.data.curate.where import Label, VerifyBatch
 from rlkd.data.rows import BadRow, Row, atomic_open, dump_row, write_json
 
 
@@ -79,8 +79,12 @@ def build_pairs(
         label: whose word makes a trace right: the verifier's, the publisher's claim, or both (REDI).
     """
     out, settings = Path(out), settings or PairSettings()
-    steps = [*filters, LabelTraces(label=label, verifier=verifier, verify_batch=verify_batch)]
-    report = PairReport(curation=[each.line() for each in curate(source, steps, out / "judged", card=card)])
+    judge = build_step(
+        {"step": "label_traces", "label": label}, made_of={"verifier": verifier}, verify_batch=verify_batch
+    )
+    steps = [*filters, judge]
+    reading = card.reading if card else None
+    report = PairReport(curation=[each.line() for each in curate(source, steps, out / "judged", reading=reading)])
     stages: Counter[str] = Counter()
     length = token_counter or (lambda text: len(text.split()))
     with atomic_open(out / "sft.jsonl") as sft, atomic_open(out / "pairs.jsonl") as pairs:

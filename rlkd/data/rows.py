@@ -7,13 +7,14 @@ import gzip
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rlkd.errors import DataCardError
+from rlkd.errors import DataCardError, did_you_mean
 
 Row = dict[str, Any]
 
@@ -40,7 +41,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row | BadRow]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataCardError(f"no such data file: {path}")
+        raise DataCardError(f"no such data file: {path}{_near(path)}")
     suffixes = "".join(path.suffixes[-2:])
     if suffixes.endswith((".jsonl", ".jsonl.gz")):
         yield from _jsonl_rows(path)
@@ -52,15 +53,44 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row | BadRow]]:
         raise DataCardError(f"cannot read {path}: known endings are .jsonl, .jsonl.gz, .json, .parquet")
 
 
+def _near(path: Path) -> str:
+    names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    return did_you_mean(path.name, names) or f" (in {path.parent.resolve()})"
+
+
+def shards(source: str | Path | Sequence[str]) -> list[Path]:
+    """The files of a source in order: a file, all files of a folder or of a pattern like ``rows-*.jsonl``, or a list.
+
+    Raises: DataCardError when one is not there.
+    """
+    found: list[Path] = []
+    for each in [source] if isinstance(source, (str, Path)) else source:
+        path = Path(each)
+        if path.is_dir():
+            files = sorted(child for child in path.iterdir() if child.is_file() and not child.name.startswith("."))
+        elif any(sign in path.name for sign in "*?["):
+            files = sorted(path.parent.glob(path.name))
+        else:
+            files = [path]
+        if not files or not all(file.is_file() for file in files):
+            raise DataCardError(f"no such data file: {path}{_near(path)}")
+        found += files
+    return found
+
+
 def good_rows(path: str | Path) -> Iterator[Row]:
     """Yield only the rows that can be read."""
     return (row for _, row in read_rows(path) if not isinstance(row, BadRow))
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
-    for number, raw in enumerate(_lines(path), start=1):
-        if raw.strip():
-            yield number, _parse(number, raw)
+    number = 0
+    try:
+        for number, raw in enumerate(_lines(path), start=1):
+            if raw.strip():
+                yield number, _parse(number, raw)
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        yield number + 1, BadRow(number + 1, f"the file cannot be read beyond this row ({error})", path.name)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -124,13 +154,21 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
+    import pyarrow
     import pyarrow.parquet
 
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
+    except pyarrow.ArrowInvalid as error:
+        raise DataCardError(f"{path} is no whole parquet file: {error}") from error
     number = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    try:
+        for batch in batches:
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (OSError, pyarrow.ArrowException) as error:  # a damaged row group
+        yield number + 1, BadRow(number + 1, f"the file cannot be read beyond this row ({error})", path.name)
 
 
 @contextmanager
@@ -153,8 +191,8 @@ def atomic_open(path: str | Path) -> Iterator[IO[str]]:
 
 
 def dump_row(row: Row) -> str:
-    """One row as a JSON line."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    """One row as a JSON line; what JSON has no form for (a date of a parquet file) becomes text."""
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> int:

@@ -3,7 +3,7 @@
 python tests/bench/curation.py decontamination          # recall and precision on planted copies, against 13-grams
 python tests/bench/curation.py paraphrases               # recall and false matches by cosine (needs rlkd[embed])
 python tests/bench/curation.py throughput --rows 100000  # rows/s of every step, and peak memory
-python tests/bench/curation.py selection                 # each selection against a random subset of equal size
+python tests/bench/curation.py selection                 # what selections pick, against chance (selection.py trains)
 """
 
 from __future__ import annotations

@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 from reward import load
 from rlkd.analysis.agreement import agreement_table, bleu, compare, improvement_table
 from rlkd.analysis.cli import app
+from rlkd.analysis.density import density_table, group_scores
 from rlkd.analysis.hacking import Curve, fit_power_law, power_law_break, teacher_hacking
 from rlkd.analysis.provenance import TracedAnswer, provenance_table, source_curves, source_of, trace_answer
 from rlkd.analysis.report import Table
 from rlkd.data.curate.score import TokenScores
 from rlkd.data.rows import Row, write_rows
 from rlkd.data.text import sentences
-from rlkd.errors import NumericsError
+from rlkd.errors import DataCardError, NumericsError
 
 
 def traced(gsm8k_traces: list[Row], limit: int = 200) -> list[Row]:
@@ -219,7 +220,48 @@ def test_commands_write_table_and_picture(tmp_path: Path, gsm8k_traces: list[Row
     assert "| teacher hacking | yes |" in (tmp_path / "out" / "hacking.md").read_text()
     assert not list((tmp_path / "out").glob("*.tmp"))
     missing = runner.invoke(app, ["hacking", str(tmp_path / "metrics.jsonl"), "--out", out, "--proxy", "loss"])
-    assert missing.exit_code != 0 and "no row has numbers under all of step, loss" in str(missing.exception)
+    assert missing.exit_code != 0 and "'loss' is not there; numbers there: golden, kl" in str(missing.exception)
+
+
+def test_an_accuracy_that_falls_is_a_golden_distance_that_rises(tmp_path: Path) -> None:
+    rows = [{"step": int(step), "kl": law(step), "eval/pass@1": 0.9 - 0.3 * (1 - law(step))} for step in STEPS]
+    write_rows(tmp_path / "metrics.jsonl", rows)
+    command = ["hacking", str(tmp_path / "metrics.jsonl"), "--out", str(tmp_path), "--proxy", "kl"]
+    said = CliRunner().invoke(app, [*command, "--accuracy", "eval/pass@1"], catch_exceptions=False).output
+    assert "| teacher hacking | yes |" in said
+    wrong = CliRunner().invoke(app, [*command, "--accuracy", "eval/pas@1"])
+    assert "did you mean 'eval/pass@1'" in str(wrong.exception)
+    both = CliRunner().invoke(app, [*command, "--accuracy", "eval/pass@1", "--golden", "kl"])
+    assert "not both" in str(both.exception)
+
+
+def test_density_by_teacher_and_temperature() -> None:
+    def scores(*probabilities: float) -> TokenScores:
+        return TokenScores(tuple(map(math.log, probabilities)), ((0, 1),) * len(probabilities))
+
+    traces = [
+        {"model": "t", "temperature": 0.6},
+        {"model": "t", "temperature": 1.0},
+        {"model": "t", "temperature": 1.0},
+        {"model": "t", "temperature": 1.0},
+        {"model": "other"},
+    ]
+    groups = group_scores(traces, [scores(0.9, 0.4), scores(0.5), scores(0.5, 0.5, 0.5), scores(), scores(0.25)])
+    rows = {row[0]: row[1:] for row in density_table(groups).rows}
+    assert rows["t at 0.6"][:3] == (1, 2, pytest.approx(-(math.log(0.9) + math.log(0.4)) / 2))
+    assert rows["t at 1.0"][:3] == (2, 4, pytest.approx(math.log(2)))
+    assert rows["t at 1.0"][3:] == pytest.approx((0.5, 0.5, 0.5))
+    assert rows["t at 0.6"][4] == pytest.approx(0.6)  # sqrt(0.9 * 0.4)
+    assert rows["other"][:2] == (1, 1)
+    with pytest.raises(DataCardError, match="nothing to plot"):
+        group_scores([{"model": "t"}], [scores()])
+
+
+def test_nats_of_a_model_on_its_own_samples_are_its_entropy() -> None:
+    p = np.array([0.5, 0.3, 0.2])
+    draws = np.random.default_rng(0).choice(3, size=200_000, p=p)
+    groups = group_scores([{}], [TokenScores(tuple(np.log(p)[draws].tolist()), ((0, 1),) * len(draws))])
+    assert density_table(groups).rows[0][3] == pytest.approx(-(p * np.log(p)).sum(), abs=5e-3)
 
 
 def test_provenance_command_with_real_models(tmp_path: Path, smollm2: Path, gsm8k_traces: list[Row]) -> None:

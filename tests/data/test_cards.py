@@ -158,3 +158,9 @@ def test_a_hub_that_is_unreachable_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     card: DataCard = load_card("deepmath-103k")
     with pytest.raises(DataCardError, match="zwhe99/DeepMath-103K"):
         next(iter(card.rows()))
+
+
+def test_a_data_file_is_no_card(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(DataCardError, match="is a data file, not a card"):
+        load_card(tmp_path / "rows.jsonl")

@@ -14,8 +14,9 @@ import pytest
 
 from rlkd.data.cards import load_card
 from rlkd.data.curate import STEPS, Decision, Step, build_step, curate, curated_rows
-from rlkd.data.curate import spec as spec_module
-from rlkd.data.curate.spec import CurationSpec, build_steps
+from rlkd.data.curate import parts as parts_module
+from rlkd.data.curate.parts import build_steps
+from rlkd.data.curate.spec import CurationSpec
 from rlkd.data.rows import Row, good_rows, write_rows
 from rlkd.errors import DataCardError, RlkdError
 
@@ -37,7 +38,7 @@ def result(folder: Path) -> dict[str, bytes]:
 
 
 def run(source: Path, out: Path) -> None:
-    curate(source, [build_step(spec) for spec in SPEC], out, card=load_card("mawps"), part_rows=300)
+    curate(source, [build_step(spec) for spec in SPEC], out, reading=load_card("mawps").reading, part_rows=300)
 
 
 def main(source: str, out: str) -> None:
@@ -102,7 +103,11 @@ def test_a_killed_process_resumes_to_the_same_bytes(uninterrupted: Path, data_di
 def test_a_second_run_reuses_every_part(data_dir: Path, tmp_path: Path) -> None:
     run(data_dir / "mawps.jsonl", tmp_path)
     reports = curate(
-        data_dir / "mawps.jsonl", [build_step(s) for s in SPEC], tmp_path, card=load_card("mawps"), part_rows=300
+        data_dir / "mawps.jsonl",
+        [build_step(s) for s in SPEC],
+        tmp_path,
+        reading=load_card("mawps").reading,
+        part_rows=300,
     )
     assert all(report.reused_parts == report.parts == 7 for report in reports)
 
@@ -129,7 +134,7 @@ def test_rows_that_cannot_be_read_are_set_aside(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"input": "q", "target": 3.0, "type": "t", "idx": 1}\nnot json\n{"input": "q"}\n'
     )
-    (report,) = curate(tmp_path / "a.jsonl", [], tmp_path / "out", card=load_card("mawps"))
+    (report,) = curate(tmp_path / "a.jsonl", [], tmp_path / "out", reading=load_card("mawps").reading)
     assert (report.rows_in, report.rows_out) == (3, 1)
     assert [row["row"] for row in good_rows(tmp_path / "out/00-read/removed-00000.jsonl")] == [2, 3]
     assert [row["answer"] for row in curated_rows(tmp_path / "out")] == ["3"]
@@ -163,7 +168,8 @@ def test_a_wrong_step_says_what_is_wrong(spec: dict[str, object], message: str) 
 
 def test_a_step_knows_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another teacher is another step: a run that goes on must not mix their answers."""
-    monkeypatch.setattr(spec_module, "_scorer", lambda name, _: lambda pairs: [name] * len(pairs))
+    monkeypatch.setattr(parts_module, "_find_model", lambda *_: None)
+    monkeypatch.setattr(parts_module, "_scorer", lambda name, _: lambda pairs: [name] * len(pairs))
     steps: list[dict[str, Any]] = [{"step": "perplexity_filter", "max_perplexity": 3.0}, {"step": "exact_dedup"}]
     for teacher in ("one", "two"):
         built = build_steps(CurationSpec(source="x", teacher=teacher, steps=steps), tmp_path)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from rlkd.data.curate import build_step
-from rlkd.data.curate.ddk import DomainSampler, DomainWeights
-from rlkd.data.curate.ded import edit_distances, farthest, smoke_test, token_entropy
+from rlkd.data.curate.ddk import domain_weights
+from rlkd.data.curate.ded import edit_distances, farthest
 from rlkd.data.curate.generate import Completion
 from rlkd.data.rows import Row
-from rlkd.errors import DataCardError, NumericsError
+from rlkd.errors import NumericsError
 
 
 def levenshtein(a: Sequence[str], b: Sequence[str]) -> int:
@@ -77,44 +76,21 @@ def test_farthest_traces_beat_random_ones_on_real_traces(gsm8k_traces: list[Row]
     assert np.mean(chosen) > 1.1 * np.mean(chance)
 
 
-def test_the_smoke_test_compares_teachers_on_the_same_questions() -> None:
-    rows = {
-        name: [{"question": f"q{at}", "who": name} for at in range(start, 8)] for name, start in (("a", 0), ("b", 3))
-    }
-    seen: dict[str, list[str]] = {}
-
-    def distil(sample: Sequence[Row]) -> float:
-        seen[sample[0]["who"]] = [row["question"] for row in sample]
-        return {"a": 0.3, "b": 0.6}[sample[0]["who"]]
-
-    trials = smoke_test(rows, distil, size=4)
-    assert [(trial.teacher, trial.score, trial.sample_size) for trial in trials] == [("b", 0.6, 4), ("a", 0.3, 4)]
-    assert seen["a"] == seen["b"] == ["q3", "q4", "q5", "q6"]
-    with pytest.raises(DataCardError, match="share 5 questions"):
-        smoke_test(rows, distil, size=6)
-
-
-def test_token_entropy_is_unbiased() -> None:
-    p = np.array([0.5, 0.3, 0.2])
-    draws = np.random.default_rng(0).choice(3, size=200_000, p=p)
-    assert token_entropy(np.log(p)[draws].tolist()) == pytest.approx(-(p * np.log(p)).sum(), abs=5e-3)
-
-
 def test_ddk_weights_by_hand() -> None:
     student, teacher = {"a": 4.0, "b": 3.0}, {"a": 2.0, "b": 3.0}
-    weights = DomainWeights(smooth=0.5)
-    first = weights.update(student, teacher)
+    first = domain_weights(student, teacher)
     total = math.exp(2) + math.exp(1)
     assert first == pytest.approx({"a": math.exp(2) / total, "b": math.exp(1) / total})
     psi = {"a": first["a"] * math.exp(2), "b": first["b"] * math.exp(1)}
     expected = {name: 0.5 * value / sum(psi.values()) + 0.5 / 2 for name, value in psi.items()}
-    assert weights.update(student, teacher) == pytest.approx(expected)
+    assert domain_weights(student, teacher, before=first, smooth=0.5) == pytest.approx(expected)
 
 
 def test_ddk_keeps_a_floor_and_survives_a_mismatched_domain() -> None:
-    weights = DomainWeights(smooth=0.5)
+    found: dict[str, float] = {}
     for _ in range(50):
-        found = weights.update({"a": 1e6, "b": 2.0, "c": 2.0}, {"a": 1.5, "b": 2.0, "c": 2.0})
+        student, teacher = {"a": 1e6, "b": 2.0, "c": 2.0}, {"a": 1.5, "b": 2.0, "c": 2.0}
+        found = domain_weights(student, teacher, before=found)
         assert sum(found.values()) == pytest.approx(1.0) and all(map(math.isfinite, found.values()))
     assert min(found.values()) >= 0.5 / 3
     assert found["a"] == max(found.values())
@@ -132,22 +108,7 @@ def test_ddk_keeps_a_floor_and_survives_a_mismatched_domain() -> None:
 )
 def test_ddk_refuses_what_is_no_perplexity(student: dict[str, float], teacher: dict[str, float]) -> None:
     with pytest.raises(NumericsError):
-        DomainWeights().update(student, teacher)
-
-
-def test_the_sampler_draws_by_weight_cycles_and_resumes() -> None:
-    domains = {"a": list(range(3)), "b": list(range(100, 150))}
-    sampler = DomainSampler(domains, seed=1)
-    drawn = list(sampler.draw(4000, {"a": 0.25, "b": 0.75}))
-    share = Counter(name for name, _ in drawn)["a"] / 4000
-    assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
-    assert [row for name, row in drawn if name == "a"][:7] == [0, 1, 2, 0, 1, 2, 0]
-    again = DomainSampler(domains, seed=1)
-    head = list(again.draw(1000, {"a": 0.25, "b": 0.75}))
-    resumed = DomainSampler(domains, seed=1, position=dict(again.position), drawn=again.drawn)
-    assert head + list(resumed.draw(3000, {"a": 0.25, "b": 0.75})) == drawn
-    with pytest.raises(NumericsError, match="without rows"):
-        DomainSampler({"a": []})
+        domain_weights(student, teacher)
 
 
 def test_temperature_stages() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlkd.data.cards import load_card
 from rlkd.recipe import load_recipe
 from rlkd.recipe.loading import read_recipe_file
 
@@ -32,6 +33,19 @@ def test_cards_exist(path: Path) -> None:
     cards = {card.stem for card in (ROOT / "data_cards").glob("*.yaml")}
     named = {value for key, value in leaves(read_recipe_file(path)) if key.endswith(".card") and value is not None}
     assert named <= cards
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_dataset_has_a_card_of_its_own(path: Path) -> None:
+    """A file or hub set that a recipe reads names its card, and the card speaks about that set."""
+    recipe = load_recipe(path)
+    stages = [source for stage in recipe.stages for source in getattr(stage, "data", None) or ()]
+    for source in (*recipe.data.train, *(recipe.data.eval or ()), *stages):
+        if source.kind in ("file", "hub"):
+            assert source.card is not None, f"{source.path} has no card"
+            about = load_card(source.card).source
+            derived = about.file is None and source.kind == "file"  # what `rlkd data pairs` wrote from the hub's rows
+            assert derived or source.path == (about.hub if source.kind == "hub" else about.file)
 
 
 def child(node: Any, part: str) -> Any:

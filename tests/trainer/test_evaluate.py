@@ -64,7 +64,7 @@ def test_truncation_and_length_buckets() -> None:
 
 def test_problems_are_the_pass_rates_of_a_curation_of_the_same_card(tmp_path: Path) -> None:
     """A policy that solves 1 of 2 samples of the first row, none of the second, and whose third can't be judged."""
-    rows = [{"question": f"question {at}", "answer": "1"} for at in range(1, 5)]
+    rows = [{"question": f"question rows-{at}", "answer": "1"} for at in range(1, 5)]
     write_rows(tmp_path / "rows.jsonl", rows)
     groups = [group(f"rows-{at}", [at, at]) for at in range(1, 4)]
     verdicts = [RIGHT, WRONG, WRONG, WRONG, *[Verdict.abstain("timeout")] * 2]
@@ -79,7 +79,7 @@ def test_problems_are_the_pass_rates_of_a_curation_of_the_same_card(tmp_path: Pa
     rates = str(tmp_path / "problems.jsonl")
     spec = CurationSpec(source=str(tmp_path / "rows.jsonl"), pass_rates=rates, steps=steps)
     report = run_spec(spec, tmp_path / "out")[1]
-    assert [row["question"] for row in curated_rows(tmp_path / "out")] == ["question 1"]
+    assert [row["question"] for row in curated_rows(tmp_path / "out")] == ["question rows-1"]
     assert report.removed == {"too hard": 1, "pass rate unknown": 2}  # the fourth row was not evaluated
 
 

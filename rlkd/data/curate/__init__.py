@@ -3,8 +3,9 @@
 Importing this package registers every step (``rlkd.data.curate.step.STEPS``); a model library is loaded only by use.
 """
 
-from rlkd.data.curate import decontaminate, ded, dedup, filters, generate, perplexity, provenance, where
-from rlkd.data.curate.run import StepReport, curate, curated_rows
+from rlkd.data.curate import ddk, decontaminate, ded, dedup, filters, generate, perplexity, provenance, where
+from rlkd.data.curate.report import StepReport
+from rlkd.data.curate.run import curate, curated_rows
 from rlkd.data.curate.step import STEPS, Decision, Removal, Step, TraceStep, build_step
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "build_step",
     "curate",
     "curated_rows",
+    "ddk",
     "decontaminate",
     "ded",
     "dedup",

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr, SkipValidation
+from pydantic import Field, PrivateAttr, SkipValidation, field_validator
 
 from rlkd.data.curate.embed import Embedder
 from rlkd.data.curate.step import STEPS, Decision, Step
@@ -174,6 +174,15 @@ class Decontaminate(Step):
     judge: SkipValidation[Judge | None] = Field(default=None, exclude=True)
     _index: Any = PrivateAttr(default=None)
 
+    @field_validator("sets")
+    @classmethod
+    def _cards_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from rlkd.data.cards import load_card
+
+        for name in names:
+            load_card(name)
+        return names
+
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "embedding": self.embedder is not None, "judge": self.judge is not None}
 
@@ -185,6 +194,9 @@ class Decontaminate(Step):
             Decision(row) if match is None else Decision.drop(f"contaminated ({match.rule})", **asdict(match))
             for row, match in zip(rows, found, strict=True)
         ]
+
+    def forget(self) -> None:
+        self._index = None
 
     def _build(self) -> EvalIndex:
         return EvalIndex(

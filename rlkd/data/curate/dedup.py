@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
-from rlkd.data.curate.step import STEPS, Decision, Step
+from rlkd.data.curate.step import STEPS, Decision, Step, check_fields
 from rlkd.data.fields import lookup, text_of
 from rlkd.data.rows import Row
 from rlkd.data.text import ngrams, text_key, words
@@ -16,25 +16,36 @@ from rlkd.errors import MissingExtraError
 
 @STEPS.register("exact_dedup")
 class ExactDedup(Step):
-    """Drop a row whose field has the same normal form as that of an earlier row. 16 bytes and an id a kept row."""
+    """Drop a row whose field has the same normal form as that of an earlier row. 16 bytes and an id a kept row.
+
+    A row without the field stays, here and in near_dedup.
+    """
 
     kind: ClassVar[str] = "exact_dedup"
     field: str = "question"
     _seen: dict[bytes, Any] = PrivateAttr(default_factory=dict)
 
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
+        check_fields(self, rows, self.field)
         return [self._decide(row) for row in rows]
 
     def _decide(self, row: Row) -> Decision:
-        first = self._seen.setdefault(self._key(row), row["row"])
+        if (key := self._key(row)) is None:
+            return Decision(row)
+        first = self._seen.setdefault(key, row["row"])
         return Decision(row) if first == row["row"] else Decision.drop("exact duplicate", of_row=first)
 
-    def _key(self, row: Row) -> bytes:
-        return text_key(text_of(lookup(row, self.field)))
+    def _key(self, row: Row) -> bytes | None:
+        value = lookup(row, self.field, default=None)
+        return None if value is None else text_key(text_of(value))
 
     def remember(self, kept: Sequence[Row]) -> None:
         for row in kept:
-            self._seen.setdefault(self._key(row), row["row"])
+            if (key := self._key(row)) is not None:
+                self._seen.setdefault(key, row["row"])
+
+    def forget(self) -> None:
+        self._seen.clear()
 
 
 @STEPS.register("near_dedup")
@@ -55,13 +66,20 @@ class NearDedup(Step):
     _index: Any = PrivateAttr(default=None)
 
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
+        check_fields(self, rows, self.field)
         return [self._decide(row, sketch) for row, sketch in zip(rows, self._sketches(rows), strict=True)]
 
     def remember(self, kept: Sequence[Row]) -> None:
         for row, sketch in zip(kept, self._sketches(kept), strict=True):
-            self._store().add(str(row["row"]), sketch)
+            if lookup(row, self.field, default=None) is not None:
+                self._store().add(str(row["row"]), sketch)
+
+    def forget(self) -> None:
+        self._index = None
 
     def _decide(self, row: Row, sketch: Any) -> Decision:
+        if lookup(row, self.field, default=None) is None:
+            return Decision(row)
         matches = self._store().get_duplicates(sketch)
         if matches:
             first = min(map(int, matches))
@@ -70,7 +88,7 @@ class NearDedup(Step):
         return Decision(row)
 
     def _sketches(self, rows: Sequence[Row]) -> list[Any]:
-        shingles = [ngrams(words(text_of(lookup(row, self.field))), self.ngram) or [""] for row in rows]
+        shingles = [ngrams(words(text_of(lookup(row, self.field, default=""))), self.ngram) or [""] for row in rows]
         return list(_rensa().RMinHash.from_token_sets(shingles, num_perm=self.permutations, seed=self.seed))
 
     def _store(self) -> Any:

@@ -80,7 +80,9 @@ class ServedSampler:
                 stop=self.stop or None,
             )
         except openai.OpenAIError as error:
-            raise TeacherError(f"the teacher at {self._client.base_url} failed: {error}") from error
+            raise TeacherError(
+                f"the server at {self._client.base_url} failed ({error}); what is done stays, the same command goes on"
+            ) from error
         choice = answer.choices[0]
         if answer.usage is None:
             raise TeacherError(f"the teacher at {self._client.base_url} reports no token usage")
@@ -162,6 +164,7 @@ class MixedPolicy(Step):
     teacher: SkipValidation[Sampler] = Field(exclude=True)
     token_offsets: SkipValidation[Callable[[str], Sequence[tuple[int, int]]]] = Field(exclude=True)
     prompt: SkipValidation[RenderPrompt] = Field(default=question_prompt, exclude=True)
+    teacher_prompt: SkipValidation[RenderPrompt | None] = Field(default=None, exclude=True)
 
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
         usable = [row for row in rows if row.get("traces")]
@@ -172,7 +175,8 @@ class MixedPolicy(Step):
             id(row): self._cut(row, answer) for row, answer in zip(usable, answers, strict=True) if not answer.finished
         }
         cut = [row for row in usable if id(row) in over]
-        onward = [self.prompt(row) + over[id(row)] for row in cut]
+        asked = self.teacher_prompt or self.prompt  # each model is asked in its own chat template
+        onward = [asked(row) + over[id(row)] for row in cut]
         continued = self._sample(self.teacher, onward, [self.max_continuation] * len(cut))
         done = {id(row): self._trace(over[id(row)], more) for row, more in zip(cut, continued, strict=True)}
         return [self._decision(row, done.get(id(row))) for row in rows]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlkd.data.chat import render
 from rlkd.errors import TeacherError
 
 
@@ -64,11 +65,13 @@ class TextScorer:
         score_ids: (prompt_ids, completion_ids) pairs -> nats of each completion token at temperature 1, e.g.
             ``TransformersTeacher.score``. Equal prompts should be computed once there.
         tokenizer: a fast tokenizer of that model.
+        chat: prompts are user messages, put into the tokenizer's chat template where it has one.
     """
 
-    def __init__(self, score_ids: ScoreIds, tokenizer: Any) -> None:
+    def __init__(self, score_ids: ScoreIds, tokenizer: Any, *, chat: bool = False) -> None:
         self.score_ids = score_ids
         self.tokenizer = tokenizer
+        self.chat = chat and tokenizer.chat_template is not None
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[TokenScores]:
         encoded = [self._encode(prompt, completion) for prompt, completion in pairs]
@@ -77,6 +80,8 @@ class TextScorer:
         return [TokenScores(tuple(next(found)) if ids else (), offsets) for _, ids, offsets in encoded]
 
     def _encode(self, prompt: str, completion: str) -> tuple[list[int], list[int], tuple[tuple[int, int], ...]]:
+        if self.chat:
+            prompt = render(self.tokenizer, [{"role": "user", "content": prompt.strip()}], generate=True)
         context = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if not context:  # the first token needs something before it
             start = self.tokenizer.bos_token_id
@@ -86,7 +91,7 @@ class TextScorer:
         return list(context), list(found["input_ids"]), offsets
 
 
-def load_scorer(folder: str | Path, *, tokens_per_batch: int = 4096) -> TextScorer:
+def load_scorer(folder: str | Path, *, tokens_per_batch: int = 4096, chat: bool = False) -> TextScorer:
     """A scorer over a model folder in transformers' format, float32 on the CPU and bfloat16 on a GPU, temperature 1."""
     import torch
     from transformers import AutoTokenizer
@@ -101,4 +106,4 @@ def load_scorer(folder: str | Path, *, tokens_per_batch: int = 4096) -> TextScor
     def score_ids(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         return score_sequences(policy, sequences, token_budget=tokens_per_batch, device=device)
 
-    return TextScorer(score_ids, AutoTokenizer.from_pretrained(str(folder)))
+    return TextScorer(score_ids, AutoTokenizer.from_pretrained(str(folder)), chat=chat)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rlkd.data.fields import lookup
 from rlkd.data.rows import Row
-from rlkd.errors import DataCardError
+from rlkd.errors import DataCardError, did_you_mean
 from rlkd.registry import Registry
 
 
@@ -24,10 +26,11 @@ class Removal:
 
 @dataclass(frozen=True)
 class Decision:
-    """The row that goes on (None: dropped), and the removals that explain the difference."""
+    """The row that goes on (None: dropped), how often, and the removals that explain the difference."""
 
     row: Row | None
     removals: tuple[Removal, ...] = ()
+    copies: int = 1
 
     @staticmethod
     def drop(reason: str, **evidence: Any) -> Decision:
@@ -41,12 +44,25 @@ class Step(BaseModel):
     kind: ClassVar[str] = ""
     made_of: dict[str, Any] = Field(default_factory=dict, exclude=True, description="its models and functions, by name")
 
+    def survey(self, rows: Callable[[], Iterator[Row]], folder: Path) -> dict[str, Any] | None:
+        """What must be known of all rows before the first decision. It is written once, reported, and read by a resume.
+
+        ``rows`` begins a pass over all rows; ``folder`` is the step's, for what a resume should find again.
+        The result's ``summary`` is printed.
+        """
+
+    def prepare(self, survey: Mapping[str, Any]) -> None:
+        """Take in the survey, of this run or of the one that goes on."""
+
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
         """One decision a row, in order. A step may remember rows of earlier calls."""
         raise NotImplementedError
 
     def remember(self, kept: Sequence[Row]) -> None:
         """Take in rows that an earlier, interrupted run of this step kept. A step without memory ignores them."""
+
+    def forget(self) -> None:
+        """Free what was remembered, as the step is over."""
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain data; models and functions that a step was given by their names."""
@@ -64,7 +80,10 @@ def build_step(spec: Mapping[str, Any], **parts: Any) -> Step:
     options = dict(spec)
     name = options.pop("step", None)
     if not isinstance(name, str):
-        raise DataCardError(f"a curation step needs 'step: NAME'; got {sorted(options)}; known: {', '.join(STEPS)}")
+        example = next((f"; write {{step: {key}, ...}}" for key in options if key in STEPS), "")
+        raise DataCardError(
+            f"a curation step needs 'step: NAME'; got {sorted(options)}{example}; known: {', '.join(STEPS)}"
+        )
     kind = STEPS[name]
     given = {key for key, field in kind.model_fields.items() if field.exclude}
     if inner := sorted(given & options.keys()):
@@ -73,9 +92,33 @@ def build_step(spec: Mapping[str, Any], **parts: Any) -> Step:
     try:
         return kind(**options, **wanted)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        known = ", ".join(key for key in kind.model_fields if key != "made_of")
-        raise DataCardError(f"curation step '{name}': {'; '.join(lines)}; it takes: {known}") from error
+        raise DataCardError(f"curation step '{name}': {'; '.join(validation_lines(error, kind))}") from error
+
+
+def validation_lines(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """What is wrong, a line a field; an unknown one with what there is."""
+    known = [key for key, field in kind.model_fields.items() if not field.exclude]
+    lines = []
+    for item in error.errors():
+        name = ".".join(map(str, item["loc"]))
+        if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
+            lines.append(f"{name}: unknown{did_you_mean(name, known)}; known: {', '.join(known) or 'none'}")
+        else:
+            said = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+            got = f" (given: {str(item['input'])[:60]!r})" if item["loc"] and item["type"] != "missing" else ""
+            lines.append(f"{name}: {said}{got}" if name else said)
+    return lines
+
+
+def check_fields(step: Step, rows: Sequence[Row], *names: str) -> None:
+    """A field that no row of a part has is a slip. Raises: DataCardError with the nearest one."""
+    known = {str(key): None for row in rows for key in row}
+    for name in names:
+        if rows and all(lookup(row, name, default=None) is None for row in rows):
+            raise DataCardError(
+                f"step '{step.kind}': none of {len(rows)} rows has the field '{name}'"
+                f"{did_you_mean(name, known)}; they have {', '.join(known)}"
+            )
 
 
 class TraceStep(Step):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SkipValidation
+from pydantic import Field, SkipValidation, model_validator
 
 from reward.verdict import Verdict
-from rlkd.data.curate.step import STEPS, Decision, Step, traces_of
+from rlkd.data.curate.step import STEPS, Decision, Removal, Step, check_fields, keep_traces, traces_of
 from rlkd.data.rows import Row
 
 VerifyBatch = Callable[[Sequence[tuple[str, Mapping[str, Any]]]], Sequence[Verdict]]
@@ -27,6 +27,7 @@ class WhereFilter(Step):
     drop: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
 
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
+        check_fields(self, rows, *self.keep, *self.drop)
         return [self._decide(row) for row in rows]
 
     def _decide(self, row: Row) -> Decision:
@@ -41,23 +42,37 @@ class WhereFilter(Step):
 
 @STEPS.register("label_traces")
 class LabelTraces(Step):
-    """Judge every trace: ``right`` becomes True, False or None (the verifier abstained), ``verdict`` its reason."""
+    """Judge every trace: ``right`` becomes True, False or None (the verifier abstained), ``verdict`` its reason.
+
+    ``keep: right`` drops every other trace.
+    """
 
     kind: ClassVar[str] = "label_traces"
     label: Label = "verifier"
-    verifier: Any = Field(default=None, description="its spec, for the report and for resuming")
+    keep: Literal["all", "right"] = "all"
     verify_batch: SkipValidation[VerifyBatch | None] = Field(default=None, exclude=True)
+
+    @model_validator(mode="after")
+    def _somebody_judges(self) -> LabelTraces:
+        if self.verify_batch is None and self.label != "claim":
+            raise ValueError("needs a line of the curation, verifier: NAME, or label: claim (the publisher's word)")
+        return self
 
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
         items = [(trace["text"], row) for row in rows for trace in traces_of(row)]
-        if self.verify_batch is None and self.label != "claim":
-            raise ValueError("label_traces needs a verifier, unless label is 'claim'")
         verdicts = self.verify_batch(items) if self.verify_batch and self.label != "claim" else [None] * len(items)
         labelled = iter(verdicts)
         return [
-            Decision({**row, "traces": [self._labelled(trace, next(labelled)) for trace in row["traces"]]})
+            self._decide({**row, "traces": [self._labelled(trace, next(labelled)) for trace in row["traces"]]})
             for row in rows
         ]
+
+    def _decide(self, row: Row) -> Decision:
+        if self.keep == "all":
+            return Decision(row)
+        verdicts = [(trace["right"], trace["verdict"]) for trace in row["traces"]]
+        gone = {at: Removal("not right", {"verdict": why}) for at, (right, why) in enumerate(verdicts) if not right}
+        return keep_traces(row, gone)
 
     def _labelled(self, trace: Row, verdict: Verdict | None) -> Row:
         claim = trace.get("claim")
