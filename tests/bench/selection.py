@@ -34,7 +34,7 @@ from rlkd.data.curate.perplexity import question_prompt, score_traces
 from rlkd.data.curate.score import TokenScorer, TokenScores, load_scorer
 from rlkd.data.rows import Row
 from rlkd.models.materialise import load_tokenizer, materialise
-from rlkd.recipe.schema import CharTokenizer, ScratchModel
+from rlkd.recipe.models import CharTokenizer, ScratchModel
 
 TERMS = (2, 3, 4)
 TEACHER_STEPS = 400

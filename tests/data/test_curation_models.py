@@ -19,7 +19,7 @@ from rlkd.data.models import named_scorer
 from rlkd.data.rows import Row
 from rlkd.errors import DataCardError
 from rlkd.models.materialise import load_tokenizer, materialise
-from rlkd.recipe.schema import CharTokenizer, ScratchModel
+from rlkd.recipe.models import CharTokenizer, ScratchModel
 
 ROW: Row = {"row": 1, "id": "1", "question": "2 + 3 = ?", "answer": "5", "traces": [{"text": "five", "model": "t"}]}
 PROMPT = "{question}\nSay a number."
