@@ -239,7 +239,7 @@ def test_density_by_teacher_and_temperature() -> None:
     def scores(*probabilities: float) -> TokenScores:
         return TokenScores(tuple(map(math.log, probabilities)), ((0, 1),) * len(probabilities))
 
-    traces = [
+    traces: list[Row] = [
         {"model": "t", "temperature": 0.6},
         {"model": "t", "temperature": 1.0},
         {"model": "t", "temperature": 1.0},
@@ -248,8 +248,8 @@ def test_density_by_teacher_and_temperature() -> None:
     ]
     groups = group_scores(traces, [scores(0.9, 0.4), scores(0.5), scores(0.5, 0.5, 0.5), scores(), scores(0.25)])
     rows = {row[0]: row[1:] for row in density_table(groups).rows}
-    assert rows["t at 0.6"][:3] == (1, 2, pytest.approx(-(math.log(0.9) + math.log(0.4)) / 2))
-    assert rows["t at 1.0"][:3] == (2, 4, pytest.approx(math.log(2)))
+    assert rows["t at 0.6"][:3] == pytest.approx((1, 2, -(math.log(0.9) + math.log(0.4)) / 2))
+    assert rows["t at 1.0"][:3] == pytest.approx((2, 4, math.log(2)))
     assert rows["t at 1.0"][3:] == pytest.approx((0.5, 0.5, 0.5))
     assert rows["t at 0.6"][4] == pytest.approx(0.6)  # sqrt(0.9 * 0.4)
     assert rows["other"][:2] == (1, 1)
