@@ -63,6 +63,8 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _TURN = re.compile(r"\n\s*(?:question|problem|user|human|q)\s*\d*\s*:|<\|im_start\|>|\[INST\]", re.IGNORECASE)
+_STATEMENTS = re.compile(r"[ivx]+(?:(?:\W|\band\b)+[ivx]+)*")  # by their numbers: I, III and IV
+_MORE = r"(?:\W|and\b)+[ivx]+\b"
 MAX_TURNS = 20
 TAIL = 4000
 
@@ -213,7 +215,8 @@ def _spelled(line: str, options: Mapping[str, str]) -> frozenset[str]:
     """The option whose text opens the line, the longest if several do; with the alternatives named right after it."""
     said, texts = _folded(line), [(letter, _folded(text)) for letter, text in options.items()]
     plain = [(letter, text) for letter, text in texts if len(text) > 1 or text.isdigit()]  # no text that is a letter
-    starting = [(len(text), letter) for letter, text in plain if re.match(rf"{re.escape(text)}(?!\w)", said)]
+    ends = {text: rf"(?!\w|{_MORE})" if _STATEMENTS.fullmatch(text) else r"(?!\w)" for _, text in plain}
+    starting = [(len(text), letter) for letter, text in plain if re.match(re.escape(text) + ends[text], said)]
     length, chosen = max(starting, default=(0, ""))
     if [size for size, _ in starting].count(length) != 1:
         return frozenset()
@@ -232,16 +235,20 @@ def _refused(said: str, anchor: re.Match[str], options: Mapping[str, str]) -> bo
         return False
     after = said[match.end() :].split("\n")[0]
     beside = _BESIDE.match(said, match.end("letter"))
-    if beside and not _named(match["letter"].upper(), beside[1].rstrip(" .*"), options):
+    is_text = _spelled(_line_after(said, anchor.end()), options)  # "I, III, IV" is an option, not I beside another's
+    if beside and not is_text and not _named(match["letter"].upper(), beside[1].rstrip(" .*"), options):
         return True
     return bool(_CONDITION.match(after) or _IF_OPTION.search(_sentence(said, anchor.start()))) or _taken_back(
         match["letter"], after
     )
 
 
+def _line_after(text: str, at: int) -> str:
+    return text[at : at + 500].strip(" \t\n*_:").split("\n")[0]
+
+
 def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[str]:
-    rest = text[at : at + 500]
-    line = rest.strip(" \t\n*_:").split("\n")[0]
+    rest, line = text[at : at + 500], _line_after(text, at)
     if spelled := _spelled(line, options):
         return spelled
     match = _NEXT_LETTER.match(rest)
