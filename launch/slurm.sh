@@ -11,7 +11,8 @@ set -euo pipefail
 recipe="${1:?usage: sbatch --nodes N launch/slurm.sh RECIPE [dotted.key=value ...]}"
 shift
 nodes="$SLURM_JOB_NUM_NODES"
-head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")" # whole: cut short in a pipe, scontrol would die of SIGPIPE
+head="${hosts%%$'\n'*}"
 launch="${LAUNCH:-launch/nodes2-zero3.yaml}"
 learners="${LEARNERS:-$((4 * nodes))}"
 port="$((20000 + SLURM_JOB_ID % 20000))" # jobs that share a machine keep apart

@@ -189,7 +189,7 @@ def test_a_trial_needs_teachers_rows_and_a_recipe_that_can_tell_them_apart(tmp_p
     with pytest.raises(DataCardError, match=r"no SFT stage 'cold' of the policy. it has"):
         build_step({**spec, "stage": "cold"})
     with pytest.raises(DataCardError, match=r"no data\.eval"):
-        build_step({**spec, "overrides": ["data.eval=null"]})
+        build_step({**spec, "overrides": ["data.eval=null", "eval={}"]})
     with pytest.raises(RlkdError, match=r"nowhere\.yaml"):
         build_step({**spec, "recipe": "nowhere.yaml"})
 
