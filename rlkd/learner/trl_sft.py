@@ -94,10 +94,13 @@ def _trainer(
         }
     )
     optim = stage.optim
+    rows_per_rank = max(1, stage.batch_size // world_size)
+    rows_at_once = micro_batch_rows(rows_per_rank, stage.max_length, learner.tokens_per_micro_batch)
     config = SFTConfig(
         output_dir=str(output),
         max_steps=stage.steps,
-        per_device_train_batch_size=max(1, stage.batch_size // world_size),
+        per_device_train_batch_size=rows_at_once,
+        gradient_accumulation_steps=rows_per_rank // rows_at_once,
         learning_rate=optim.lr,
         lr_scheduler_type="constant",  # replaced below by the recipe's own schedule
         adam_beta1=optim.betas[0],
@@ -132,6 +135,11 @@ def _trainer(
             return self.lr_scheduler
 
     return Trainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
+
+
+def micro_batch_rows(rows: int, max_length: int, token_budget: int) -> int:
+    """The most rows that divide ``rows`` and, all of ``max_length``, stay within the budget; at least one."""
+    return next(count for count in range(min(rows, max(1, token_budget // max_length)), 0, -1) if rows % count == 0)
 
 
 def _zero(learner: LearnerSpec) -> dict[str, Any]:

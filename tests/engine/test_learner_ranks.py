@@ -16,9 +16,10 @@ from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import split_groups
 from rlkd.learner.policy import load_causal_lm
+from rlkd.learner.trl_sft import micro_batch_rows
 from rlkd.recipe import Recipe, validate_recipe
 from rlkd.recipe.offline import DpoObjective, FilePairs
-from rlkd.recipe.schema import OfflineStage, OptimSpec
+from rlkd.recipe.schema import OfflineStage, OptimSpec, SftStage
 from rlkd.records import TrainRow
 from rlkd.trainer.assemble import plan_updates, share_update
 from rlkd.trainer.offline import pair_rows
@@ -190,3 +191,33 @@ def test_gradients_of_pairs_are_the_same(one: Ranks, two: Ranks, lora: dict[str,
     for name, tensor in alone.items():
         gap = float((shared[name] - tensor).abs().max())
         assert gap <= 1e-4 * largest, f"{name}: {gap}, largest {largest}"
+
+
+def test_sft_does_not_depend_on_micro_batches(cluster: Cluster, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Solutions of very different lengths: a mean of micro-batches' means would weigh their tokens unequally."""
+    draw = random.Random(2)
+    pairs = [([7, 8, 9], [draw.randrange(6, 250) for _ in range(length)]) for length in (1, 2, 30, 3, 40, 1, 2, 25)]
+    stage = SftStage(steps=2, batch_size=8, max_length=50, optim=OptimSpec(lr=1e-3, schedule="constant"))
+    worker = cluster.spawn("sft")
+    address = cluster.address(worker)
+    gather([cluster.build(worker, "rlkd.learner.trl_sft:SftWorker", rank=0, world_size=1, address=address)], 300.0)
+    source = folders["teacher"]
+    for name, budget in (("whole", 10**6), ("cut", 100)):
+        job: dict[str, Any] = {"folder": str(source), "output": str(tmp_path / name), "pairs": pairs, "seed": 0}
+        job |= {"stage": stage.model_dump(), "learner": {"tokens_per_micro_batch": budget}}
+        gather([worker.submit("train", **job, progress=str(tmp_path / f"{name}.txt"))], 300.0)
+    start, whole, cut = (
+        dict(load_causal_lm(folder, dtype=torch.float32).state_dict())
+        for folder in (source, tmp_path / "whole", tmp_path / "cut")
+    )
+    moved = sum(float((tensor - start[name]).square().sum()) for name, tensor in whole.items())
+    apart = sum(float((tensor - cut[name]).square().sum()) for name, tensor in whole.items())
+    assert moved > 0
+    assert apart < 1e-6 * moved
+
+
+@pytest.mark.parametrize(
+    ("rows", "budget", "expected"), [(16, 10**6, 16), (16, 640, 4), (6, 500, 3), (7, 600, 1), (8, 1, 1)]
+)
+def test_rows_of_an_sft_micro_batch_divide_the_update(rows: int, budget: int, expected: int) -> None:
+    assert micro_batch_rows(rows, 100, budget) == expected
