@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from reward.process_tree import tree
 from reward.registry import Spec
 from reward.worker import HEADER
 from rlkd.errors import VerifierError
@@ -27,21 +28,6 @@ class ChildTimeoutError(Exception):
 
 class ChildDiedError(Exception):
     """The worker is gone."""
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below one, those that left its session included: the worker adopts what is abandoned."""
-    found, queue = [], [pid]
-    while queue:
-        current = queue.pop()
-        try:
-            for task in os.listdir(f"/proc/{current}/task"):  # noqa: PTH208
-                children = list(map(int, Path(f"/proc/{current}/task/{task}/children").read_text().split()))
-                found += children
-                queue += children
-        except OSError:
-            continue
-    return found
 
 
 class Child:
@@ -123,7 +109,7 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL to all below it and to the whole group, then reap: no zombie, no orphan."""
-        for pid in descendants(self.pid):
+        for pid, _ in list(tree(self.pid)):  # the worker adopts what is abandoned
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reward.process_tree import usage
 from rlkd.errors import VerifierError
 
 MAX_OUTPUT = 1_000_000  # bytes of stdout; a program that writes more is stopped
@@ -173,18 +173,17 @@ class _Watch:
                 return "output"
             if time.monotonic() - looked > WATCH_S:
                 looked = time.monotonic()
-                if tree_memory_mb(self._process.pid) > 2 * self._limits.memory_limit_mb:
-                    return "memory"
                 if over := self._is_over(looked - started):
                     return over
         return "ended"
 
     def _is_over(self, seconds: float) -> str:
-        """After so many seconds on the clock: timeout, starved, or nothing yet."""
-        limit = self._limits.time_limit_s
-        worked, waited = tree_times_s(self._process.pid)
-        self.waited_s = max(self.waited_s, waited)  # of what has ended nothing can be read any more
-        if seconds >= limit and (worked >= limit or seconds - self.waited_s >= limit):
+        """After so many seconds on the clock: memory, timeout, starved, or nothing yet."""
+        limit, used = self._limits.time_limit_s, usage(self._process.pid)
+        if used.memory_mb > 2 * self._limits.memory_limit_mb:
+            return "memory"
+        self.waited_s = max(self.waited_s, used.waited_s)  # of what has ended nothing can be read any more
+        if seconds >= limit and (used.worked_s >= limit or seconds - self.waited_s >= limit):
             return "timeout"
         return "starved" if seconds >= 2 * limit else ""
 
@@ -197,44 +196,3 @@ class _Watch:
         if not chunk:
             del self._streams[stream]
         return bool(chunk)
-
-
-def tree_memory_mb(pid: int) -> float:
-    """Resident memory of a process and all its descendants."""
-    pages = sum(int(_read(f"/proc/{each}/statm", "0 0").split()[1]) for each, _ in _tree(pid))
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def tree_times_s(pid: int) -> tuple[float, float]:
-    """What a process and all its descendants worked together, and the longest that one of their threads stood in line.
-
-    A kernel without these statistics says 0 for both.
-    """
-    threads = [
-        _read(f"/proc/{each}/task/{task}/schedstat", "0 0 0").split() for each, tasks in _tree(pid) for task in tasks
-    ]
-    worked = sum(int(times[0]) for times in threads)
-    waited = max((int(times[1]) for times in threads), default=0)
-    return worked / 1e9, waited / 1e9
-
-
-def _tree(pid: int) -> Iterator[tuple[int, list[str]]]:
-    """A process and all its descendants that can be seen, each with its threads."""
-    queue = [pid]
-    while queue:
-        current = queue.pop()
-        try:
-            tasks = os.listdir(f"/proc/{current}/task")  # noqa: PTH208
-        except OSError:
-            continue
-        yield current, tasks
-        for task in tasks:
-            queue += map(int, _read(f"/proc/{current}/task/{task}/children", "").split())
-
-
-def _read(path: str, gone: str) -> str:
-    """A file of /proc; what it describes may end at any time."""
-    try:
-        return Path(path).read_text() or gone
-    except OSError:
-        return gone

@@ -53,18 +53,23 @@ class ReasoningGymData(Section):
     card: str | None = "reasoning-gym"
 
 
-class FileData(Section):
-    """A local jsonl or parquet file; a relative path starts at ``data.dir`` or else at the recipe's folder."""
+class _Rows(Section):
+    """Which rows of a table are used, and what their columns mean."""
 
-    kind: Literal["file"] = "file"
-    path: str
     fields: FieldMap = FieldMap()
     start: NonNegative = 0
     stop: Positive | None = None
     card: str | None = None
 
 
-class HubData(Section):
+class FileData(_Rows):
+    """A local jsonl or parquet file; a relative path starts at ``data.dir`` or else at the recipe's folder."""
+
+    kind: Literal["file"] = "file"
+    path: str
+
+
+class HubData(_Rows):
     """A dataset of the hub, pinned by revision."""
 
     kind: Literal["hub"] = "hub"
@@ -72,10 +77,6 @@ class HubData(Section):
     name: str | None = None
     split: str = "train"
     revision: str | None = None
-    fields: FieldMap = FieldMap()
-    start: NonNegative = 0
-    stop: Positive | None = None
-    card: str | None = None
 
 
 class CardData(Section):
