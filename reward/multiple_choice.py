@@ -143,9 +143,9 @@ class MultipleChoiceVerifier:
             return bare
         anchors = list(_ANCHOR.finditer(said))
         for anchor in reversed(anchors):
-            if _refused(said, anchor, options):
+            found = _announcement(said, anchor, options)
+            if found is None:
                 return frozenset()
-            found = _letter_after(said, anchor.end(), options)
             if found and not _hedged(_sentence(said, anchor.start()), options):
                 return found
         alone = {line.strip("*_ .()[]").upper() for line in said.splitlines() if _ALONE.fullmatch(line)}
@@ -228,38 +228,29 @@ def _spelled(line: str, options: Mapping[str, str]) -> frozenset[str]:
     return frozenset(letters)
 
 
-def _refused(said: str, anchor: re.Match[str], options: Mapping[str, str]) -> bool:
-    """Whether the letter announced there is said under a condition, taken back, or beside another option's text."""
+def _announcement(said: str, anchor: re.Match[str], options: Mapping[str, str]) -> frozenset[str] | None:
+    """The choice behind an announcement, empty when none follows; None when it is taken back.
+
+    Taken back: under a condition, corrected in the same line, or a letter beside another option's text.
+    """
+    line = said[anchor.end() : anchor.end() + 500].strip(" \t\n*_:").split("\n")[0]
+    spelled = _spelled(line, options)
     match = _NEXT_LETTER.match(said, anchor.end())
     if match is None:
-        return False
-    after = said[match.end() :].split("\n")[0]
+        return spelled or _by_text(re.split(r"(?<=\w)\.(?:\s|$)", line)[0], options)
+    letter, after = match["letter"], said[match.end() :].split("\n")[0]
     beside = _BESIDE.match(said, match.end("letter"))
-    is_text = _spelled(_line_after(said, anchor.end()), options)  # "I, III, IV" is an option, not I beside another's
-    if beside and not is_text and not _named(match["letter"].upper(), beside[1].rstrip(" .*"), options):
-        return True
-    return bool(_CONDITION.match(after) or _IF_OPTION.search(_sentence(said, anchor.start()))) or _taken_back(
-        match["letter"], after
-    )
+    # "I, III, IV" may be an option: then it isn't I beside another one's text
+    contradicted = beside and not spelled and not _named(letter.upper(), beside[1].rstrip(" .*"), options)
+    conditional = _CONDITION.match(after) or _IF_OPTION.search(_sentence(said, anchor.start()))
+    if contradicted or conditional or _taken_back(letter, after):
+        return None
+    return spelled or _committed(match, said, options)
 
 
-def _line_after(text: str, at: int) -> str:
-    return text[at : at + 500].strip(" \t\n*_:").split("\n")[0]
-
-
-def _letter_after(text: str, at: int, options: Mapping[str, str]) -> frozenset[str]:
-    rest, line = text[at : at + 500], _line_after(text, at)
-    if spelled := _spelled(line, options):
-        return spelled
-    match = _NEXT_LETTER.match(rest)
-    if match:
-        return _committed(match, rest, options)
-    return _by_text(re.split(r"(?<=\w)\.(?:\s|$)", line)[0], options)
-
-
-def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> frozenset[str]:
+def _committed(match: re.Match[str], text: str, options: Mapping[str, str]) -> frozenset[str]:
     """The matched letter, unless more letters or a word follow that make it something else."""
-    letter, after = match["letter"], rest[match.end() :]
+    letter, after = match["letter"], text[match.end() :]
     dressed = match[0].rstrip()[-1:] != letter
     goes_on = re.match(r"\s+[\w(]", after) and not re.match(r"\s+(?:because|since|as|for|or|and)\b", after)
     if not dressed and goes_on and (letter in "aI" or letter.islower()):
@@ -275,7 +266,7 @@ def _committed(match: re.Match[str], rest: str, options: Mapping[str, str]) -> f
     while (more := _SEVERAL.match(after)) is not None:
         letters.append(more[0].strip(" *()[]{}\"'")[-1].upper())
         after = after[more.end() :].lstrip("*)]}\"'")
-    beside = _BESIDE.match(rest, match.end("letter"))
+    beside = _BESIDE.match(text, match.end("letter"))
     if len(letters) == 1 and beside:
         return _named(letters[0], beside[1].rstrip(" .*"), options)
     return frozenset(letters)
