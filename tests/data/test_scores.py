@@ -43,7 +43,8 @@ def test_perplexity_filter_separates_text_from_noise(scorer: TextScorer, gsm8k_t
     assert decision.row is not None
     (kept,) = decision.row["traces"]
     (alone,) = scorer([(question_prompt(row), kept["text"])])
-    assert kept["perplexity"] == pytest.approx(math.exp(-sum(alone.logprobs) / len(alone.logprobs)))
+    alone_perplexity = math.exp(-sum(alone.logprobs) / len(alone.logprobs))
+    assert kept["perplexity"] == pytest.approx(alone_perplexity, rel=1e-4)  # float32 scores, in batches of two sizes
     lenient = {**step, "max_by_model": {"noise": 1e9}}
     (decision,) = build_step(lenient, scorer=scorer).decide([row])
     assert [removal.trace for removal in decision.removals] == [2]
