@@ -16,13 +16,6 @@ from rlkd.errors import ClusterError, RlkdError
 
 # Idle OpenMP threads must sleep: workers that take turns on the same cores are ten times slower if they spin.
 _QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
-# On a CPU every large tensor would be fresh pages, zeroed by the kernel, and given back at once: about a seventh of a
-# learner's step. glibc keeps them instead, in huge pages; other C libraries don't know these names.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
 _TAIL_LINES = 25
 
 
@@ -147,8 +140,7 @@ class Cluster:
 
         threads = max(1, self.hardware.cpus // self.hardware.nodes) if not self.hardware.on_gpu else 1
         device = "cuda" if self.hardware.on_gpu else "cpu"
-        kept = {} if self.hardware.on_gpu else {k: os.environ.get(k, v) for k, v in KEEP_MEMORY.items()}
-        variables = {**_QUIET, **kept, "DS_ACCELERATOR": device, "OMP_NUM_THREADS": str(threads), **(env or {})}
+        variables = {**_QUIET, "DS_ACCELERATOR": device, "OMP_NUM_THREADS": str(threads), **(env or {})}
         options: dict[str, Any] = {
             "num_cpus": 0.01,  # workers take turns; Ray only has to place them
             "num_gpus": gpus if self.hardware.on_gpu else 0,

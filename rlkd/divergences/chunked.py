@@ -15,7 +15,7 @@ from rlkd.divergences.summands import Kind, resolve
 from rlkd.divergences.vocabulary import DivergenceOutput
 from rlkd.errors import NumericsError
 from rlkd.tensors.checks import require_floating
-from rlkd.tensors.chunked import HeadGradient, check_temperature, checked_chunk_size, chunk_logits
+from rlkd.tensors.chunked import HeadGradient, Slopes, check_temperature, checked_chunk_size, chunk_logits
 from rlkd.tensors.rowwise import MIN_ROWS
 
 BUFFERS = 2  # two models' logits share the budget of one
@@ -50,8 +50,8 @@ def chunked_divergence(
         chunk_size: positions at a time; default: 32 MiB of float32 logits a model, and at least 128 positions.
 
     Returns: DivergenceOutput of [N], float32 (float64 for float64 input).
-    Gradient: exact, recomputed by chunks in the backward pass; positions whose incoming gradient is zero (masked) are
-        skipped there, so that NaN in them is harmless.
+    Gradient: exact; that of the first positions is kept (256 MiB in hidden's dtype), that of the others recomputed by
+        chunks. Positions whose incoming gradient is zero (masked) are skipped, so that NaN in them is harmless.
     Raises: NumericsError for shapes, dtypes, vocabularies or settings that don't fit.
     Source: as ``divergence``; chunking as in Liger-Kernel's fused linear losses, without their assumption of a mean.
     Tested: test_chunked_divergence_equals_plain, test_chunked_divergence_gradcheck,
@@ -223,15 +223,18 @@ class _ChunkedDivergence(torch.autograd.Function):
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         values = torch.empty(hidden.shape[0], dtype=precise, device=hidden.device)
         share = torch.zeros_like(values)
+        slopes = Slopes(hidden, shared, wanted=any(ctx.needs_input_grad[:3]))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], size):
                 rows = slice(start, start + size)
-                chunk = heads.compute(rows, setting, with_gradient=False)
+                chunk = heads.compute(rows, setting, with_gradient=slopes.takes(len(values[rows])))
                 values[rows] = chunk.values
                 if chunk.share is not None:
                     share[rows] = chunk.share
+                if chunk.gradient is not None:
+                    slopes.keep(chunk.gradient)
         ctx.save_for_backward(hidden, weight, bias, *teacher)
-        ctx.shared, ctx.setting, ctx.size = shared, setting, size
+        ctx.shared, ctx.setting, ctx.size, ctx.slopes = shared, setting, size, slopes
         ctx.mark_non_differentiable(share)
         return values, share
 
@@ -242,8 +245,9 @@ class _ChunkedDivergence(torch.autograd.Function):
         heads = _Heads(hidden, weight, bias, _Teacher(*teacher), ctx.shared)
         sums = HeadGradient(hidden, weight, bias, ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in gradient.nonzero().squeeze(1).split(ctx.size):
-                slope = heads.compute(rows, ctx.setting, with_gradient=True).gradient
+            for rows, kept in ctx.slopes.rows(gradient, ctx.size):
+                slope = heads.compute(rows, ctx.setting, with_gradient=True).gradient if kept is None else kept
+                assert slope is not None
                 slope *= gradient[rows, None] / ctx.setting.temperature
                 sums.add(rows, hidden[rows], slope)
         return *sums.result(), None, None, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from rlkd.errors import NumericsError
 from rlkd.tensors.checks import require_floating
 
 CHUNK_BYTES = 64 * 2**20  # of float32 logits held at a time
+KEPT_BYTES = 256 * 2**20  # of slopes that one forward pass keeps for its backward pass
 
 
 class LogprobOutput(NamedTuple):
@@ -47,10 +49,12 @@ def chunked_logprobs(
 
     Returns: LogprobOutput, float32 (float64 for float64 input). The matrix product runs in hidden's dtype, softmax in
         float32.
-    Gradient: exact, recomputed by chunks; a bfloat16 head's gradient is accumulated over chunks in float32. Rows whose
-        incoming gradient is zero (masked tokens) are skipped, so that NaN in them is harmless.
+    Gradient: exact; that of the first rows is kept (256 MiB in hidden's dtype), that of the others computed again.
+        A bfloat16 head's gradient is accumulated over chunks in float32. Rows whose incoming gradient is zero (masked
+        tokens) are skipped, so that NaN in them is harmless.
     Raises: NumericsError for shapes, dtypes, targets or a temperature that don't fit.
-    Tested: test_chunked_logprobs_equal_plain, test_chunked_logprobs_gradcheck, test_masked_rows_may_hold_nan
+    Tested: test_chunked_logprobs_equal_plain, test_chunked_logprobs_gradcheck, test_masked_rows_may_hold_nan,
+        test_kept_slopes_round_no_worse_than_the_product
     """
     size = checked_chunk_size(hidden, head_weight, head_bias, chunk_size)
     _check_targets(targets, hidden.shape[0], head_weight.shape[0])
@@ -150,6 +154,38 @@ class HeadGradient:
         return self.hidden, weight, bias
 
 
+class Slopes:
+    """Gradients of the first rows' values in their logits, in the hidden states' dtype, as many as KEPT_BYTES hold.
+
+    They spare the backward pass the head's product and the softmax; rows beyond are computed again.
+    """
+
+    def __init__(self, hidden: Tensor, vocabulary: int, *, wanted: bool) -> None:
+        self._dtype = hidden.dtype
+        self._room = KEPT_BYTES // max(1, vocabulary * hidden.element_size()) if wanted else 0
+        self._chunks: list[Tensor] = []
+
+    def takes(self, rows: int) -> bool:
+        """Whether the next chunk's slope is kept: give it to ``keep``. After the first that isn't, none is."""
+        if rows > self._room:
+            self._room = 0
+        return rows <= self._room
+
+    def keep(self, slope: Tensor) -> None:
+        self._chunks.append(slope.to(self._dtype))
+        self._room -= len(slope)
+
+    def rows(self, gradient: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Rows whose incoming gradient is not zero, ``size`` or fewer at a time; each with a copy of what was kept."""
+        start = 0
+        for chunk in self._chunks:
+            within = gradient[start : start + len(chunk)].nonzero().squeeze(1)
+            yield start + within, chunk[within].to(gradient.dtype)
+            start += len(chunk)
+        for rows in gradient[start:].nonzero().squeeze(1).split(size):
+            yield start + rows, None
+
+
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -165,6 +201,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         normaliser = torch.empty(hidden.shape[0], dtype=precise, device=hidden.device)
         logprobs, entropy = torch.empty_like(normaliser), normaliser.new_empty(hidden.shape[0] if with_entropy else 0)
+        slopes = Slopes(hidden, len(weight), wanted=any(ctx.needs_input_grad[:3]))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], size):
                 rows = slice(start, start + size)
@@ -181,8 +218,10 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     mass = logits.exp_().sum(1)
                 normaliser[rows] = largest + mass.log()
                 logprobs[rows] = chosen - normaliser[rows]
+                if slopes.takes(len(chosen)):
+                    slopes.keep(_slope(logits.div_(mass[:, None]), targets[rows]))
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
-        ctx.temperature, ctx.size = temperature, size
+        ctx.temperature, ctx.size, ctx.slopes = temperature, size, slopes
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -192,12 +231,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         head = HeadGradient(hidden, weight, bias, ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in gradient.nonzero().squeeze(1).split(ctx.size):
-                inputs = hidden[rows]
-                probabilities = chunk_logits(inputs, weight, bias, ctx.temperature)
-                probabilities -= normaliser[rows, None]
-                scale = gradient[rows, None] / ctx.temperature
-                logits_gradient = probabilities.exp_().mul_(-scale)
-                logits_gradient.scatter_add_(1, targets[rows, None], scale)
-                head.add(rows, inputs, logits_gradient)
+            for rows, kept in ctx.slopes.rows(gradient, ctx.size):
+                inputs, slope = hidden[rows], kept
+                if slope is None:
+                    logits = chunk_logits(inputs, weight, bias, ctx.temperature)
+                    slope = _slope(logits.sub_(normaliser[rows, None]).exp_(), targets[rows])
+                head.add(rows, inputs, slope.mul_(gradient[rows, None] / ctx.temperature))
         return *head.result(), None, None, None, None
+
+
+def _slope(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """The log-probability's gradient in the (tempered) logits, where the probabilities were."""
+    return probabilities.neg_().scatter_add_(1, targets[:, None], probabilities.new_ones(len(targets), 1))

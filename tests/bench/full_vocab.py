@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -23,8 +22,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-from rlkd.cluster import KEEP_MEMORY
 
 
 def main() -> None:
@@ -61,8 +58,7 @@ def main() -> None:
 
 def _run(side: str, folder: Path) -> dict[str, float]:
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", str(folder)]
-    given = KEEP_MEMORY if side == "rlkd" else {}  # as the cluster starts its workers
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **given})
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
         sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")

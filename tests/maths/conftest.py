@@ -20,6 +20,12 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(params=[0, 300, 2**20], ids=["nothing kept", "a few rows kept", "all kept"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much of the slopes the forward pass keeps, out of 7 rows of at most 11 entries."""
+    monkeypatch.setattr("rlkd.tensors.chunked.KEPT_BYTES", request.param)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     import ledger  # after the hook above, as the tests do
 

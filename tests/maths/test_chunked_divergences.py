@@ -158,6 +158,7 @@ def heads(dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize(("kind", "weight"), SETTINGS)
 @pytest.mark.parametrize("clip", [math.inf, 0.05])
 @pytest.mark.parametrize("chunk_size", [1, 3, None])
@@ -273,6 +274,7 @@ def test_padded_vocabularies_are_left_out() -> None:
     assert gradient[6:].abs().max() == 0
 
 
+@pytest.mark.usefixtures("kept")
 def test_masked_positions_may_hold_nan() -> None:
     inputs = heads()
     keep = torch.arange(7) != 3

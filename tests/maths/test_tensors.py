@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlkd.errors import NumericsError
 from rlkd.tensors import chunked_logprobs, masked_mean, masked_sum, select
+from rlkd.tensors.chunked import Slopes
 
 
 def head_problem(
@@ -75,6 +76,7 @@ def test_masks_that_do_not_fit_are_refused(mask: Tensor) -> None:
         masked_sum(torch.ones(3), mask)
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 100, None])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunked_logprobs_equal_plain(chunk_size: int | None, temperature: float) -> None:
@@ -102,6 +104,7 @@ def test_chunked_logprobs_equal_plain(chunk_size: int | None, temperature: float
         prove("tensors", f"chunked_logprobs, d {name}", first, second, 1e-12)
 
 
+@pytest.mark.usefixtures("kept")
 def test_chunked_logprobs_gradcheck() -> None:
     hidden, weight, bias, targets = head_problem()
 
@@ -144,7 +147,41 @@ def test_bfloat16_head_gradient_is_accumulated_in_float32() -> None:
     assert weight.grad.flatten().tolist() == [rows / 2, -rows / 2]
 
 
-def test_masked_rows_may_hold_nan() -> None:
+def test_kept_slopes_stay_within_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlkd.tensors.chunked.KEPT_BYTES", 7 * 11 * 2)
+    slopes, taken = Slopes(torch.zeros(30, 4, dtype=torch.bfloat16), 11, wanted=True), 0
+    while slopes.takes(3):
+        slopes.keep(torch.zeros(3, 11))
+        taken += 3
+    assert taken == 6  # a third chunk would make 9 rows of the 7 that there is room for
+    assert not Slopes(torch.zeros(30, 4), 11, wanted=False).takes(1)
+
+
+def test_kept_slopes_round_no_worse_than_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 a kept slope is rounded before it is scaled; of a probability near 1 nothing may be lost by that."""
+    hidden, weight, _, targets = head_problem(torch.bfloat16, rows=40, width=64, vocabulary=500)
+    targets[:20] = (hidden.double() @ weight.double().T).argmax(1)[:20]  # confident and right: 1 - p is tiny
+    upstream = torch.linspace(-1, 2, 40)
+    precise = [tensor.double().requires_grad_() for tensor in (hidden, weight)]
+    exact = (precise[0] @ precise[1].T).log_softmax(1).gather(1, targets[:, None])[:, 0]
+    want = torch.autograd.grad(exact @ upstream.double(), precise)
+
+    def errors(kept_bytes: int) -> list[float]:
+        monkeypatch.setattr("rlkd.tensors.chunked.KEPT_BYTES", kept_bytes)
+        given = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+        output = chunked_logprobs(hidden=given[0], head_weight=given[1], targets=targets, chunk_size=5)
+        got = torch.autograd.grad(output.logprobs @ upstream, given)
+        return [float((first - second).norm() / second.norm()) for first, second in zip(got, want, strict=True)]
+
+    recomputed = errors(0)
+    assert max(recomputed) < 0.02
+    for kept in (errors(10 * 500 * 2), errors(2**20)):
+        assert all(now < 1.5 * before for now, before in zip(kept, recomputed, strict=True)), (kept, recomputed)
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("chunk_size", [2, 4])
+def test_masked_rows_may_hold_nan(chunk_size: int) -> None:
     hidden, weight, _, targets = head_problem()
     dirty = hidden.clone()
     dirty[2] = math.nan
@@ -153,8 +190,8 @@ def test_masked_rows_may_hold_nan() -> None:
     gradients = []
     for states in (hidden, dirty):
         inputs = [states.requires_grad_(), weight.requires_grad_()]
-        logprobs = chunked_logprobs(hidden=states, head_weight=weight, targets=targets, chunk_size=4).logprobs
-        gradients.append(torch.autograd.grad(masked_sum(logprobs, mask), inputs))
+        logprobs = chunked_logprobs(hidden=states, head_weight=weight, targets=targets, chunk_size=chunk_size)
+        gradients.append(torch.autograd.grad(masked_sum(logprobs.logprobs, mask), inputs))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-14)
     assert gradients[1][0].isfinite().all()
 

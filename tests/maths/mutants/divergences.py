@@ -64,12 +64,6 @@ MUTANTS = [
     Mutant(f"{SUP}:complete", ".clamp(min=tail_floor)", "", "empty tail is -inf"),
     Mutant(f"{SUP}:complete", "1 + 1e-3", "1e9", "unnormalised accepted"),
     Mutant(f"{CHU}:_ChunkedDivergence.backward", "/ ctx.setting.temperature", "", "temperature forgotten in backward"),
-    Mutant(
-        f"{CHU}:_ChunkedDivergence.backward",
-        "gradient.nonzero().squeeze(1)",
-        "torch.arange(len(gradient))",
-        "masked rows touched",
-    ),
     Mutant(f"{CHU}:_ChunkedDivergenceLoss.forward", "/ setting.temperature", "", "temperature forgotten in one pass"),
     Mutant(
         f"{CHU}:_ChunkedDivergenceLoss.forward", "mul_(weights[rows, None] /", "div_(", "weights forgotten in one pass"
