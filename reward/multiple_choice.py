@@ -13,19 +13,23 @@ from reward.verdict import Verdict
 
 _OPEN = r"(?:[*_`\"'“‘\[{(<（【$]|\\[({\[]|\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\s*\{|\\boxed\s*\{)"
 _CLOSE = r"(?:[*_`\"'”’\]})>）】$]|\\[)}\]])"
-_ENDS = r"(?![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|['’])"  # a letter that no word goes on from, C是 included
+_ENDS = r"(?![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|['’]\w)"  # a letter that no word goes on from, C是 included
 _LETTER = rf"(?:{_OPEN}\s*)*(?P<letter>[A-Ja-j]){_ENDS}(?:\s*{_CLOSE})*"
+_OR = r"(?:[oO]r|ou?|oder|или|або|hoặc|atau|veya|lub|eller|または|또는|或者?)"
+_AND = r"(?:and|[eyи&+、和與与]|et|und|dan|och|oraz|と|와|과)"
 _OPTION_WORD = (
     r"(?:(?:the|la|el|le|die|der|de|a|o)\s+(?=[*({\[]*[A-J]\b(?!\s+\w)))?"
     r"(?:(?:the\s+|la\s+|el\s+|die\s+|a\s+|l')?(?:option|choice|letter|answer|alternative|statement|opci[óo]n|opção|lettre|letra"
-    r"|lettera|вариант|选项|选)\s*:?\s*)?"
+    r"|lettera|réponse|respuesta|antwort|alternativa|risposta|resposta|вариант|选项|选)\s*:?\s*)?"
 )
 _ANCHOR = re.compile(
-    r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answer|ans|choice|option)\b\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
+    r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answers?|ans|choice|option)\b\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
     r"(?:is|are|seems\s+to\s+be|appears\s+to\s+be|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:|[-–—](?=\s*[*(]{0,3}[A-J]\b))\s*(?:therefore|thus|clearly|simply)?\s*:?"
-    r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:是|[为為]|选|：|:)+|(?:故|应|應|所以|因此|本题|本題|我)[选選]\s*[:：]?|[选選][择擇]"
-    r"|(?:antwort|respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap|odpowied[źz]|відповідь|svar|đáp\s+án)"
-    r"(?:\s+\w+)?\s*(?:ist|est|es|é|è|:|：|is|adalah|to|là)(?!\w)"
+    r"(?:\s*not\s+\(?[A-J]\)?,?\s*but\b(?:\s+rather)?)?"
+    r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:不是\s*[A-J]\s*[,，]?\s*而是|是|[为為]|选|：|:)+"
+    r"|(?:故|应|應|所以|因此|本题|本題|我)[选選]\s*[:：]?|[选選][择擇]"
+    r"|(?:antwort|respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap|odpowied[źz]|відповідь|svar|alternativa|đáp\s+án)"
+    r"(?:\s+(?!no\b|nicht\b|n\b|não\b|non\b|не\b)\w+)?\s*(?:ist|est|es|é|è|:|：|is|adalah|to|là|[-–—])(?!\w)"
     r"|(?:الإجابة|الجواب)(?:\s+\w+)?\s*(?:هي|هو|:)|(?:答え|こたえ|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
     r"|^[#* \t]{0,20}(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*(?:correct|final)\s*:",
     re.IGNORECASE | re.MULTILINE,
@@ -50,11 +54,29 @@ _TAKEN_BACK = re.compile(
 )
 _NEXT_LETTER = re.compile(rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE)
 _BESIDE = re.compile(r"[\s*)\]}]*[).:,-]+\s*([^\n]+)")  # what stands behind a letter
+_RIVAL = re.compile(  # B, maybe C; B (but C is also possible)
+    r"\b(?:(?i:maybe|perhaps|possibly|alternatively)|(?:could|might|may)\s+(?:also\s+)?be)\s+(?:\w+\s+){0,2}[*(\[]*(?P<named>[A-J])(?![\w'’])"
+    r"|(?<!\w)(?P<claimed>[A-J])[*)\]]*\s+(?:(?:(?:is|are|could|might|may|would)\s+)?(?:also|equally)\s+(?:be\s+)?"
+    r"(?:possible|plausible|correct|right|acceptable|valid|fine)|(?:could|might|may)\s+be\s+(?:possible|correct|right|acceptable|valid))\b"
+)
 _IF_OPTION = re.compile(r"\b(?i:if)\s+(?:option\s+)?[(]?[A-J][)]?\s")
 _ANOTHER = re.compile(r"(?:^|[\s,;])[(\[]?[A-J](?:[)\]]|[.:](?=\s))")  # the next of a list of options
 _CONDITION = re.compile(r"\s*,?\s*(?:if|when|unless|provided|assuming|only\s+if)\b", re.IGNORECASE)
+_SUPPOSED = re.compile(  # right before an announcement
+    r"\b(?:if|whether|suppos\w+|assum\w+|imagine)\s+(?:that\s+)?(?:the\s+(?:answer\s+)?)?$", re.IGNORECASE
+)
 _HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
-_SEVERAL = re.compile(rf"\s*(?:,|/|and\b|or\b|&|、|和|或|\+)\s*(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}")
+_NOT_WRONG = r"(?!\W*\s(?:is|are)\s+(?:wrong|incorrect|false|not)\b)"  # B and C is wrong
+_DOUBTFUL = (
+    r"(?:maybe|perhaps|possibly|alternatively|vs\.?|versus|(?:less\s+|more\s+)?likely|is\s+it|else"
+    r"|tal\s+vez|quizás|peut-être|vielleicht)"
+)
+_JOINER = rf"(?:[,/|]|(?:{_DOUBTFUL}|also|as\s+well\s+as|plus|then)\b|\b{_OR}(?![a-z])|{_AND}(?![a-z]))"
+_GUESSED = re.compile(rf"(?<![A-Za-z])(?:{_OR}|{_DOUBTFUL})(?![A-Za-z])|\|")
+_SEVERAL = re.compile(
+    rf"\s*(?:[;(]\s*|\.\.\.\s*|\.\s*(?=Or\b))?(?:{_JOINER}\s*)+(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}{_NOT_WRONG}"
+)
+_DENIES = re.compile(r"\W*\s(?:is|was)\s+(?:wrong|incorrect|false|not)\b", re.IGNORECASE)
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bnever|\bneither|\bexcept|\bincorrect|\bwrong|不是|并非)\s*(?:\w+\s+){0,1}[(*\"']*$", re.IGNORECASE
 )
@@ -146,7 +168,8 @@ class MultipleChoiceVerifier:
             found = _announcement(said, anchor, options)
             if found is None:
                 return frozenset()
-            if found and not _hedged(_sentence(said, anchor.start()), options):
+            supposed = _SUPPOSED.search(said[max(0, anchor.start() - 40) : anchor.start()])
+            if found and not supposed and not _hedged(_sentence(said, anchor.start()), options):
                 return found
         alone = {line.strip("*_ .()[]").upper() for line in said.splitlines() if _ALONE.fullmatch(line)}
         return frozenset(alone) if len(alone) == 1 else _concluded(said, options)
@@ -180,18 +203,29 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
         return frozenset([named[1].upper()])
     if spelled := _by_text(content, options) or _by_text(plain, options):
         return spelled
-    several = re.fullmatch(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|/|;|&|and|or|、|和|\s)\s*[(\[]?[A-J][)\]]?)+", plain)
+    several = re.fullmatch(rf"[(\[]?[A-J][)\]]?(?:\s*(?:[,/;\s]|{_OR}|{_AND})\s*[(\[]?[A-J][)\]]?)+", plain)
     if several or re.fullmatch(r"[A-J]{2,5}", plain):
-        return frozenset(re.findall(r"[A-J]", plain.replace("and", " ").replace("or", " ")))
+        return _selected(re.findall(r"[A-J]", plain), plain)
     if (
         named
         and len(plain) < 400
         and not _ANOTHER.search(named[2])
         and not _TAKEN_BACK.search(named[2])
+        and not _has_rival(named[1], named[2])
+        and not _SEVERAL.match(named[2])
         and not re.match(r"(?:[(\[]?[A-J][)\]]?\s*(?:,|or\b|and\b))", named[2])
     ):
         return _named(named[1].upper(), named[2], options)
     return frozenset()
+
+
+def _selected(letters: list[str], joined: str) -> frozenset[str]:
+    """Letters joined by "or" are one guess, which no gold equals; others are a selection."""
+    return frozenset([" or ".join(letters)] if len(letters) > 1 and _GUESSED.search(joined) else letters)
+
+
+def _has_rival(letter: str, after: str) -> bool:
+    return any((rival["named"] or rival["claimed"]) != letter.upper() for rival in _RIVAL.finditer(after))
 
 
 def _named(letter: str, text: str, options: Mapping[str, str]) -> frozenset[str]:
@@ -237,13 +271,15 @@ def _announcement(said: str, anchor: re.Match[str], options: Mapping[str, str]) 
     spelled = _spelled(line, options)
     match = _NEXT_LETTER.match(said, anchor.end())
     if match is None:
-        return spelled or _by_text(re.split(r"(?<=\w)\.(?:\s|$)", line)[0], options)
+        sentence = re.split(r"(?<=\w)\.(?:\s|$)", line)[0]
+        together = re.fullmatch(r"[A-J]{2,5}", sentence.strip(" *.。"))  # 答案：AC
+        return spelled or (frozenset(together[0]) if together else _by_text(sentence, options))
     letter, after = match["letter"], said[match.end() :].split("\n")[0]
     beside = _BESIDE.match(said, match.end("letter"))
     # "I, III, IV" may be an option: then it isn't I beside another one's text
     contradicted = beside and not spelled and not _named(letter.upper(), beside[1].rstrip(" .*"), options)
     conditional = _CONDITION.match(after) or _IF_OPTION.search(_sentence(said, anchor.start()))
-    if contradicted or conditional or _taken_back(letter, after):
+    if contradicted or conditional or _DENIES.match(after) or _taken_back(letter, after) or _has_rival(letter, after):
         return None
     return spelled or _committed(match, said, options)
 
@@ -259,17 +295,17 @@ def _committed(match: re.Match[str], text: str, options: Mapping[str, str]) -> f
         not dressed
         and letter == "A"
         and re.match(r"\s+[a-z]{3,}", after)
-        and not re.match(r"\s+(?:because|since|for|and)\b", after)
+        and not re.match(r"\s+(?:because|since|for|and|rather|instead|while|whereas|although|though)\b", after)
     ):
         return frozenset()
-    letters = [letter.upper()]
+    letters, start = [letter.upper()], match.end("letter")
     while (more := _SEVERAL.match(after)) is not None:
         letters.append(more[0].strip(" *()[]{}\"'")[-1].upper())
         after = after[more.end() :].lstrip("*)]}\"'")
     beside = _BESIDE.match(text, match.end("letter"))
     if len(letters) == 1 and beside:
         return _named(letters[0], beside[1].rstrip(" .*"), options)
-    return frozenset(letters)
+    return _selected(letters, text[start : len(text) - len(after)])
 
 
 def _taken_back(letter: str, after: str) -> bool:
@@ -288,7 +324,8 @@ def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
             return frozenset()
         for match in reversed(list(_CONCLUDES.finditer(sentence))):
             found = re.compile(rf"\s*{_OPTION_WORD}{_LETTER}", re.IGNORECASE).match(sentence, match.end())
-            if found and not _NEGATED.search(sentence[: found.start("letter")]):
+            doubted = _NEGATED.search(sentence[: found.start("letter")]) if found else None
+            if found and not doubted and not _SUPPOSED.search(sentence[: match.start()]):
                 chosen = _committed(found, sentence, options)
                 if chosen:
                     return chosen

@@ -184,13 +184,32 @@ def _side_by_side(between: str) -> bool:
     return len(between) <= MAX_BETWEEN and _JOINED.fullmatch(between) is not None
 
 
+_DENIED = re.compile(  # right before a box: it is not, the answer isn't
+    r"(?:(?<![^\W_])(?:not|never|cannot|nicht|n'est\s+pas|no\s+es|non\s+è|não\s+é|не)|n't|不是|并非|\\(?:ne|neq|not\s*=))"
+    r"(?:\s+(?:be|equals?|to|simply|just|say|claim|conclude|accept|the\s+answer))*[\s$*(:]*$",
+    re.IGNORECASE,
+)
+
+
+_DOUBT = re.compile(  # right behind it: is that right? no, wait
+    r"[\s$*]*(?:\\[\])][\s$*]*)?(?:\?|(?:\{\})?\^\{?\d|(?:[,.;(–—-]\s*)?(?:(?:(?:but|wait|no|hmm+|actually|oops|sorry)\b[\s,.]*)*"
+    r"(?:(?:(?:that|this|it)\s+)?(?:is|was|would\s+be|must\s+be)|(?:that|it)'s)"
+    r"\s+(?:incorrect|wrong|false|not\s+(?:correct|right|the\s+(?:final\s+)?answer))"
+    r"|(?:no,?\s+wait|wait,?\s+no|no,?\s+actually|actually,?\s+no|scratch\s+that|correction)\b))",
+    re.IGNORECASE,
+)
+
+
 def last_boxes(text: str) -> list[str]:
-    """The last box and those right before it with nothing said between them; empty when the last one is broken.
+    """The last box and those side by side with it; empty when the last is broken, denied or doubted.
 
     ``\\boxed{1} \\boxed{2}`` is a list of two; in ``\\boxed{1}. Wait, it is \\boxed{2}`` the last one stands alone.
     """
     found = boxes(text)
     if not found or found[-1][2] is None or not found[-1][2].strip():
+        return []
+    start, end, _ = found[-1]
+    if _DENIED.search(text[max(0, start - 60) : start]) or _DOUBT.match(text, end):
         return []
     run = [found[-1]]
     for before in reversed(found[:-1]):

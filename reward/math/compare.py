@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from reward.math.nodes import SCALARS, Node, UnparsedError
 from reward.math.policy import Policy
-from reward.math.scalar import free_symbols, ratio_constant, same_function, same_value, scalar_equal
+from reward.math.scalar import free_symbols, ratio_constant, rename, same_function, same_value, scalar_equal
 from reward.math.sets import ORDERS, as_set, same_set
 from reward.math.structure import BOUND, parse
 
 __all__ = ["equivalent"]
 MAX_ITEMS = 200
+PARAMETER = "parameter"  # the symbol of "k in Z" behind a family of values, whatever its letter
 _FLIPPED = {">": "<", "ge": "le"}
 
 
@@ -219,6 +220,9 @@ def _sets(gold: Node, answer: Node) -> bool:
 def _lists(gold: Node, answer: Node, policy: Policy) -> bool:
     """Bare lists are unordered unless a dot dot dot makes them sequences; sets count as lists, tuples by policy."""
     if gold.op == "list" and answer.op == "list":
+        family, other = _family(gold), _family(answer)
+        if family and other:
+            return family[1] == other[1] and equivalent(family[0], other[0], policy)
         if all(arg.op == "rel" and set(arg.name.split()) & ORDERS for arg in (*gold.args, *answer.args)):
             joined = {gold.name, answer.name} != {"and", "or"} and _unordered(gold.args, answer.args, policy)
             return joined or _sets(gold, answer)
@@ -226,16 +230,30 @@ def _lists(gold: Node, answer: Node, policy: Policy) -> bool:
         if any(arg.op == "ellipsis" for arg in (*ours, *theirs)):
             return _ordered(ours, theirs, policy)
         return _unordered(ours, theirs, policy) or _unordered(gold.args, answer.args, policy)
-    listed, other = (gold, answer) if gold.op == "list" else (answer, gold)
+    listed, single = (gold, answer) if gold.op == "list" else (answer, gold)
     items = _strip_shared_label(listed.args)
-    pair = (items, other.args) if listed is gold else (other.args, items)
-    if other.op == "set":
+    pair = (items, single.args) if listed is gold else (single.args, items)
+    if single.op == "set":
         return _unordered(*pair, policy)
-    if other.op == "tuple" and policy.list_as_tuple and other.name == "()":
+    if single.op == "tuple" and policy.list_as_tuple and single.name == "()":
         return _ordered(*pair, policy)
-    if other.op in ("rel", "union", "inter", "minus", "tuple", "reals") and listed.args[0].op == "rel":
+    if single.op in ("rel", "union", "inter", "minus", "tuple", "reals") and listed.args[0].op == "rel":
         return policy.inequality_as_interval and _sets(gold, answer)
     return False
+
+
+def _family(node: Node) -> tuple[Node, Node] | None:
+    """The values and the numbers of "k pi, k in Z"; None for other lists."""
+    declared = [arg for arg in node.args if arg.op == "rel" and arg.name == "in" and _is_parameter(arg)]
+    rest = [arg for arg in node.args if arg not in declared]
+    if len(declared) != 1 or not rest:
+        return None
+    values = rest[0] if len(rest) == 1 else Node("list", tuple(rest), node.name)
+    return rename(values, declared[0].args[0].name, PARAMETER), declared[0].args[1]
+
+
+def _is_parameter(node: Node) -> bool:
+    return all(arg.op == "sym" for arg in node.args) and node.args[1].name in ("bbZ", "bbN")
 
 
 def _strip_shared_label(items: Sequence[Node]) -> tuple[Node, ...]:

@@ -26,6 +26,10 @@ _SCALES = tuple(  # words behind a number that multiply it
         (12, r"trillions?|兆|조"), (4, r"[万萬만]"), (8, r"[亿億억]"), (5, r"lakhs?"), (7, r"crores?"),
     )
 )  # fmt: skip
+_NO_UNIT = re.compile(  # words behind a number that take it back, or make it a bound
+    r"\b(?:at\s+(?:most|least)|not|wrong|incorrect|false|think|guess|(?:un)?sure|maybe|perhaps|probably|possibly|likely|etc)\b",
+    re.IGNORECASE,
+)
 _CLOSERS = {"lfloor": "rfloor", "lceil": "rceil"}
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "lfloor": "floor", "lceil": "ceil"}
 
@@ -39,6 +43,8 @@ class ExpressionReader(Cursor):
         unit = self._unit()
         if self._here < len(self._tokens):
             raise UnparsedError(f"left over from {self._tokens[self._here].text!r}")
+        if _NO_UNIT.search(unit):
+            raise UnparsedError(f"{unit!r} is no unit")
         if _PERCENT_WORDS.fullmatch(unit):
             return Node("percent", (node,))
         if _DEGREE_WORDS.fullmatch(unit):

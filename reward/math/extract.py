@@ -20,22 +20,28 @@ _TURN = re.compile(
 )
 _HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->|\\[hv]?phantom\s*\{(?:[^{}]|\{[^{}]*\}){0,500}\}", re.DOTALL)
 _COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
-_DOUBT = re.compile(  # behind the last box
-    r"[\s$*]*(?:\\[\])])?[\s$*]*(?:\?|(?:\{\})?\^\{?\d|[,.;]?\s*(?:(?:but|wait|no|hmm+|actually)\b[\s,.]*)*(?:(?:that|this|it)\s+)?(?:is|was|would\s+be|must\s+be)\s+(?:incorrect|wrong|false|not\s+(?:correct|right|the\s+(?:final\s+)?answer)))"
-)
 _GSM_NUMBER = re.compile(r"^####\s*[-$\\]?\d", re.MULTILINE)
 _GSM = re.compile(r"####\s*(.+)")
 
-_SENTENCE_END = re.compile(
-    r"(?<=[^.\s])\.(?=\s+[A-Z\"'(\\*]|\s*$|\s*\n|\*)|\n|[。；！？]|(?<=\d)!(?=\s+[A-Z])|"
-    r",?\s+(?:because|since|which|so|as\s+(?:required|desired|we|the)|where|i\.e\.|hence|thus|therefore|but|for\s+the)\b|"
-    r",\s+and\s+(?:we|so|the|this|it|that|thus|hence|therefore)\b"
+_SENTENCE_END = re.compile(  # a line that ends in a comma, or is followed by "or", goes on
+    r"(?<=[^.\s])\.(?=\s+[A-Z\"'(\\*]|\s*$|\s*\n|\*)(?!\s+(?:Or|Alternatively),?\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[$\\\d-])"
+    r"|(?<![,;])\n(?!\s*\(?[oO][rR]\b)|(?<=[,;])\n(?!\s*(?:[$\\\d-]|\(?[oO][rR]\b))|[。；！？]|(?<=\d)!(?=\s+[A-Z])"
+    r"|,\s+(?:and\s+)?not\s+(?=[$\\\d-])|,\s+and\s+(?:we|so|the|this|it|that|thus|hence|therefore)\b"
+    r"|,?\s+(?:because|since|which|so|as\s+(?:required|desired|we|the)|where|i\.e\.|rather\s+than|instead\s+of|hence|thus|therefore"
+    r"|but(?!\s+(?:it\s+)?(?:maybe|perhaps|possibly|also|could|might|may|or)\b)|for\s+the)\b"
 )
 _HEDGE = re.compile(
     r"\b(?:might|may|maybe|perhaps|possibly|could|probably|not\s+sure|cannot|can't|don't\s+know|asked|suppose|assume|if|"
-    r"guess|unsure|let|so\s+far|partial|for\s+now|tentative|either|not|isn't|aren't|wrong|incorrect)\b|\?",
+    r"guess|unsure|let|so\s+far|partial|for\s+now|tentative|either|close\s+to|not|isn't|aren't|wrong|incorrect)\b|\?",
     re.IGNORECASE,
 )
+_GOES_ON = re.compile(  # behind a formula: another one beside it
+    r"\s*(?:[,;/&]\s*|\b(?:and|or)\b\s*|\(\s*(?=\$[^$\n]*\$\s+also\b|or\b|maybe\b|perhaps\b|possibly\b|alternatively\b))+"
+    r"(?:(?:and|or|maybe|perhaps|possibly|alternatively)\b[\s,]*)*[$\\(\d]",
+    re.IGNORECASE,
+)
+_ITEMS = re.compile(r"[ \t:*]*(?:\n\s*(?:[-*•+]|\d{1,2}[.)])[ \t]+\S[^\n]*){2,}")  # below "Answer:"
+_ITEM = re.compile(r"\n\s*(?:[-*•+]|\d{1,2}[.)])[ \t]+(\S[^\n]*)")
 _ASKS = re.compile(r"\b(?:how|what|which|who|where)\b[^?]*\?\s*$", re.IGNORECASE)
 _IS_ANSWER = re.compile(  # 25 is the answer
     r"[\s*_]*(?P<value>[^\s*_][^\n]{0,80}?)[*_]* (?:is|was) (?:therefore |thus )?(?:the|our|my) "
@@ -99,7 +105,7 @@ def _from_boxes(text: str) -> Extracted | None:
     side_by_side = last_boxes(text)
     answer = ", ".join(side_by_side)
     found = boxes(text)
-    if not answer or len(answer) > MAX_ANSWER or _DOUBT.match(text, found[-1][1]):
+    if not answer or len(answer) > MAX_ANSWER:
         return None
     whole = dict.fromkeys(content for _, _, content in found if content is not None)
     return Extracted(answer, "box", tuple(whole), tuple(side_by_side))
@@ -132,14 +138,17 @@ def _negated(text: str, at: int) -> bool:
 
 
 def _value_of(rest: str) -> str:
-    """The rest of the sentence; math delimiters that open the value also close it."""
+    """The rest of the sentence, or the items below it; math delimiters that open the value also close it."""
+    if items := _ITEMS.match(rest):
+        return ", ".join(_value_of(item) for item in _ITEM.findall(items[0]))
     rest = re.sub(r"^([\s:：]*)\*\*([^*\n]+)\*\*(?=\s)", r"\1\2", rest)
     rest = rest.lstrip(" \t*_:：\n")
     rest = re.sub(r"^(?:therefore|thus|then|simply|just|exactly|equal\s+to|given\s+by)\s*,?:?\s*", "", rest, flags=re.I)
+    rest = re.sub(r"^not\s+[^\s,]+,?\s+but\s+(?:rather\s+)?", "", rest)
     math = re.match(
         r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$(?!\d[\d,.]*(?:\s|$|\.|\*))([^$]+?)\$", rest, re.DOTALL
     )
-    if math and not re.match(r"\s*(?:,|and|or|;)\s*(?:and\s+)?[$\\(]", rest[math.end() :]):
+    if math and not _GOES_ON.match(rest, math.end()):
         unit = re.match(r"\s*([a-zA-Z%°]+)?", rest[math.end() :].split(".")[0])
         inner = next(group for group in math.groups() if group is not None)
         word = unit[1] if unit and unit[1] and _only_word(rest[math.end() :]) else ""
@@ -147,7 +156,7 @@ def _value_of(rest: str) -> str:
     rest = re.sub(r"(?<=\d)\s+\((?!or\b)[a-z -]+\)(?=[.\s]*$)", "", rest)  # 8 (eight)
     end = _SENTENCE_END.search(rest)
     value = re.sub(r"(?<=[*_$])!+$", "", rest[: end.start()] if end else rest)  # **5**! is no factorial
-    return value.strip(" \t*_`,;").removesuffix(".").strip(" *_")
+    return value.strip(" \t*_`,;#").removesuffix(".").strip(" *_")
 
 
 def _only_word(after: str) -> bool:

@@ -101,7 +101,7 @@ _DRESSING = re.compile(r"\\(?:mathbf|mathit|boldsymbol|bm|mathsf|mathtt|mathcal|
 _STYLE_SWITCH = re.compile(r"\\(?:bf|it|rm|sf|tt|bfseries|itshape)(?![a-zA-Z])")
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _LABEL = re.compile(
-    r"^(?:\\(?:text|textbf|mathrm)\s*\{)?\s*(?:the\s+)?(?:final\s+)?(?:answer|ans|result|solution)(?:\s+is\b\s*[:=]?|\s*[:=])\s*\}?\s*",
+    r"^(?:\\(?:text|textbf|mathrm)\s*\{)?\s*(?:the\s+)?(?:final\s+)?(?:answer|ans|result|solution)\s*\}?(?:\s+is\b\s*[:=]?|\s*[:=])\s*\}?\s*",
     re.I,
 )
 _ORDINAL = re.compile(
@@ -109,6 +109,13 @@ _ORDINAL = re.compile(
 )
 
 
+_COMBINATIONS = re.compile(  # C_{10}^{4} and {}_{10}C_{4}, of numbers only: C_n^k may be a constant's power
+    r"(?<![A-Za-z\\])(?:\\mathrm\{C\}|C)_\{?(\d+)\}?\^\{?(\d+)\}?|(?:\{\})?[_^]\{?(\d+)\}?\s*(?:\\mathrm\{C\}|C)_\{?(\d+)\}?"
+)
+_PARAMETER = re.compile(  # k\pi \text{ where } k \in \mathbb{Z}, and k\pi (k \in \mathbb{Z})
+    r"\s*(?:,?\s*\\text\s*\{\s*,?\s*(?:where|for|with|for\s+(?:all|any|some))\s*\}\s*(\w\s*\\in\s*\\mathbb\s*\{?[ZN]\}?)"
+    r"|,?\s*\(\s*(\w\s*\\in\s*\\mathbb\s*\{?[ZN]\}?)\s*\))$"
+)
 MAX_BOXES = 50  # one inside the other; more is not an answer
 _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 
@@ -135,6 +142,10 @@ def _cleaned(text: str) -> str:
     text = _DRESSING.sub("", _STYLE_SWITCH.sub(" ", _COLOUR.sub("", text)))
     text = " ".join(_NOISE.sub(" ", text).replace("{,}", "." if text.count("{,}") == 1 else ",").split())
     text = _trim(" ".join(_ORDINAL.sub(" ", text).split()))
+    if "C" in text:
+        text = _COMBINATIONS.sub(_binomial, text)
+    if "\\in" in text:
+        text = _PARAMETER.sub(lambda m: f", {m[1] or m[2]}", text)
     if _SPACED_GROUPS.fullmatch(text):
         text = text.replace(" ", "")
     for _ in range(MAX_BOXES):
@@ -142,6 +153,11 @@ def _cleaned(text: str) -> str:
             break
         text = _trim(text[1:-1])
     return text
+
+
+def _binomial(match: re.Match[str]) -> str:
+    top, bottom = match[1] or match[3], match[2] or match[4]
+    return rf"\binom{{{top}}}{{{bottom}}}" if int(bottom[:9]) <= int(top[:9]) else match[0]
 
 
 _cleaned_once = lru_cache(maxsize=4096)(_cleaned)  # a group of samples has one gold, and few answers

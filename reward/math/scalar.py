@@ -188,9 +188,11 @@ def ratio_constant(gold: Node, answer: Node) -> Fraction | Any | None:
     """c with answer = c * gold everywhere (c not 0), or None."""
     names = sorted(free_symbols(gold) | free_symbols(answer))
     first: Any = None
-    for index in range(4):
+    for index in range(5):
         point = _point(names, index, negative=False)
         pair = _values_at(gold, answer, point)
+        if pair == (0, 0):
+            continue  # a point of both curves: it says nothing of the factor
         if pair is None or pair[0] == 0 or pair[1] == 0:
             return None
         with _MP, mpmath.workdps(DIGITS):
@@ -259,10 +261,10 @@ def _renamed_constant(gold: Node, answer: Node) -> bool:
     extra_gold, extra_answer = free_symbols(gold) - free_symbols(answer), free_symbols(answer) - free_symbols(gold)
     if extra_gold != {"C"} or len(extra_answer) != 1 or not re.match(r"[cCkK]", next(iter(extra_answer))):
         return False
-    return same_function(gold, _rename(answer, next(iter(extra_answer)), "C"))
+    return same_function(gold, rename(answer, next(iter(extra_answer)), "C"))
 
 
-def _rename(node: Node, old: str, new: str) -> Node:
+def rename(node: Node, old: str, new: str) -> Node:
     if node.op == "sym" and node.name == old:
         return replace(node, name=new)
-    return replace(node, args=tuple(_rename(arg, old, new) for arg in node.args)) if node.args else node
+    return replace(node, args=tuple(rename(arg, old, new) for arg in node.args)) if node.args else node

@@ -51,6 +51,7 @@ _REALS = re.compile(
 )
 _ALL_BUT = re.compile(r"(.*) (?:except(?: for)?|excluding|other than)")
 _NOTHING = re.compile(r"(?:the\s+)?empty\s+set|(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+)?solutions?(?:\s+exists?)?")
+_HALF_LINE = re.compile(r"bbR(?:[\^_]([+-])|_(>|<|ge|le)0)")  # positive, negative reals
 
 
 class NoSuchDigitError(UnparsedError):
@@ -231,6 +232,10 @@ def _item(tokens: list[Token]) -> Node:
         return Node("reals")
     if tokens[0].kind == "cmd" and first.startswith("bb") and len(tokens) == 1:
         return sym(first)
+    if first == "bbR" and (
+        half := _HALF_LINE.fullmatch("".join(token.text for token in tokens if token.text not in "{}"))
+    ):
+        return _half_line(half[1] or half[2])
     collection = _collection(tokens, first, last)
     if collection is not None:
         return collection
@@ -238,6 +243,12 @@ def _item(tokens: list[Token]) -> Node:
     if len(parts) > 1:
         return Node("ratio", tuple(ExpressionReader(part).read_all() for part in parts))
     return ExpressionReader(tokens).read_all()
+
+
+def _half_line(sign: str) -> Node:
+    if sign in ("+", ">", "ge"):
+        return Node("tuple", (num(0), Node("infinity")), "[)" if sign == "ge" else "()")
+    return Node("tuple", (Node("neg", (Node("infinity"),)), num(0)), "(]" if sign == "le" else "()")
 
 
 def _in_words(tokens: list[Token]) -> Node | None:

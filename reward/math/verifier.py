@@ -14,7 +14,8 @@ from reward.protocol import Example
 from reward.verdict import Verdict
 
 _YES, _NO = frozenset(["yes", "true"]), frozenset(["no", "false"])
-_ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\w\w)")
+_ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\w\w)", re.IGNORECASE)
+_LISTED = re.compile(r"\s*(?:[,;]\s*(?:and\s+)?|\band\s+)")
 _ABSENT = re.compile(r"^(?:d\.?n\.?e|doesn't exist)$")
 SHOWN = 200  # characters of the parsed answer that a verdict carries
 
@@ -111,7 +112,9 @@ class MathVerifier:
         """Case-folded words; only for golds that are words, never by containment."""
         if not _is_word(gold) and readings(gold):
             return False
-        ours, theirs = (_ABSENT.sub("does not exist", _ARTICLE.sub("", flat(side))) for side in (gold, text))
+        ours, theirs = (
+            _LISTED.sub(", ", _ABSENT.sub("does not exist", _ARTICLE.sub("", flat(side)))) for side in (gold, text)
+        )
         if ours == theirs:
             return bool(re.search(r"[^\W\d_]", ours)) and (_is_word(gold) or squeezed(ours) == squeezed(theirs))
         side = _YES if ours in _YES else _NO if ours in _NO else None
@@ -131,8 +134,8 @@ def _leads(text: str, word: str) -> bool:
 
 def _is_word(text: str) -> bool:
     """Whether a gold is words rather than a formula."""
-    plain = flat(text)
-    return bool(re.fullmatch(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*", plain)) and not readings(text)
+    plain = _ARTICLE.sub("", flat(text))
+    return bool(re.fullmatch(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*", plain)) and not readings(_ARTICLE.sub("", text))
 
 
 def _aligned(text: str, count: int) -> tuple[Node, ...]:
