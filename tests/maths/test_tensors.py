@@ -149,11 +149,12 @@ def test_bfloat16_head_gradient_is_accumulated_in_float32() -> None:
 
 def test_kept_slopes_stay_within_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlkd.tensors.chunked.KEPT_BYTES", 7 * 11 * 2)
-    slopes, taken = Slopes(torch.zeros(30, 4, dtype=torch.bfloat16), 11, wanted=True), 0
-    while slopes.takes(3):
-        slopes.keep(torch.zeros(3, 11))
-        taken += 3
-    assert taken == 6  # a third chunk would make 9 rows of the 7 that there is room for
+    slopes, taken = Slopes(torch.zeros(30, 4, dtype=torch.bfloat16), 11, wanted=True), []
+    for rows in (3, 3, 3, 1):  # the third would make 9 of the 7 rows that there is room for; after it, none is taken
+        taken.append(slopes.takes(rows))
+        if taken[-1]:
+            slopes.keep(torch.zeros(rows, 11))
+    assert taken == [True, True, False, False]
     assert not Slopes(torch.zeros(30, 4), 11, wanted=False).takes(1)
 
 
