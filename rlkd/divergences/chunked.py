@@ -61,7 +61,7 @@ def chunked_divergence(
     teacher, shared, size = _checked_heads(*heads, vocabulary_size, chunk_size)
     setting = _setting(kind, mixture_weight, clip, temperature)
     values, share = _ChunkedDivergence.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight, head_bias, teacher, shared, setting, size
+        hidden, head_weight, head_bias, teacher, shared, setting, size, torch.is_grad_enabled()
     )
     return DivergenceOutput(values, share)
 
@@ -218,12 +218,13 @@ class _ChunkedDivergence(torch.autograd.Function):
         shared: int,
         setting: Setting,
         size: int,
+        is_training: bool,  # in here autograd is always off, and needs_input_grad doesn't know
     ) -> tuple[Tensor, Tensor]:
         heads = _Heads(hidden, weight, bias, teacher, shared)
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         values = torch.empty(hidden.shape[0], dtype=precise, device=hidden.device)
         share = torch.zeros_like(values)
-        slopes = Slopes(hidden, shared, wanted=any(ctx.needs_input_grad[:3]))
+        slopes = Slopes(hidden, shared, wanted=is_training and any(ctx.needs_input_grad[:3]))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], size):
                 rows = slice(start, start + size)
@@ -250,7 +251,7 @@ class _ChunkedDivergence(torch.autograd.Function):
                 assert slope is not None
                 slope *= gradient[rows, None] / ctx.setting.temperature
                 sums.add(rows, hidden[rows], slope)
-        return *sums.result(), None, None, None, None
+        return *sums.result(), None, None, None, None, None
 
 
 class _ChunkedDivergenceLoss(torch.autograd.Function):

@@ -60,7 +60,7 @@ def chunked_logprobs(
     _check_targets(targets, hidden.shape[0], head_weight.shape[0])
     check_temperature(temperature)
     logprobs, entropy = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight, head_bias, targets.long(), temperature, size, with_entropy
+        hidden, head_weight, head_bias, targets.long(), temperature, size, with_entropy, torch.is_grad_enabled()
     )
     return LogprobOutput(logprobs, entropy if with_entropy else None)
 
@@ -197,11 +197,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
         temperature: float,
         size: int,
         with_entropy: bool,
+        is_training: bool,  # in here autograd is always off, and needs_input_grad doesn't know
     ) -> tuple[Tensor, Tensor]:
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         normaliser = torch.empty(hidden.shape[0], dtype=precise, device=hidden.device)
         logprobs, entropy = torch.empty_like(normaliser), normaliser.new_empty(hidden.shape[0] if with_entropy else 0)
-        slopes = Slopes(hidden, len(weight), wanted=any(ctx.needs_input_grad[:3]))
+        slopes = Slopes(hidden, len(weight), wanted=is_training and any(ctx.needs_input_grad[:3]))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], size):
                 rows = slice(start, start + size)
@@ -237,7 +238,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     logits = chunk_logits(inputs, weight, bias, ctx.temperature)
                     slope = _slope(logits.sub_(normaliser[rows, None]).exp_(), targets[rows])
                 head.add(rows, inputs, slope.mul_(gradient[rows, None] / ctx.temperature))
-        return *head.result(), None, None, None, None
+        return *head.result(), None, None, None, None, None
 
 
 def _slope(probabilities: Tensor, targets: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -156,6 +157,19 @@ def test_kept_slopes_stay_within_their_room(monkeypatch: pytest.MonkeyPatch) -> 
             slopes.keep(torch.zeros(rows, 11))
     assert taken == [True, True, False, False]
     assert not Slopes(torch.zeros(30, 4), 11, wanted=False).takes(1)
+
+
+def test_scoring_keeps_no_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head of a policy that is only scored requires a gradient too: it must cost nothing there."""
+    hidden, weight, _, targets = head_problem()
+    given: dict[str, Any] = {"hidden": hidden, "head_weight": weight.requires_grad_(), "targets": targets}
+    counted: list[int] = []
+    monkeypatch.setattr("rlkd.tensors.chunked.Slopes.keep", lambda _, slope: counted.append(len(slope)))
+    with torch.no_grad():
+        chunked_logprobs(**given)
+    assert counted == []
+    chunked_logprobs(**given)
+    assert counted == [7]
 
 
 def test_kept_slopes_round_no_worse_than_the_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ MUTANTS = [
     Mutant(f"{CHUNK}:_ChunkedLogprobs.backward", "logits.sub_(normaliser[rows, None])", "logits", "not normalised"),
     Mutant(f"{CHUNK}:_ChunkedLogprobs.forward", "logits.div_(mass[:, None])", "logits", "not normalised where kept"),
     Mutant(f"{CHUNK}:_slope", "probabilities.neg_()", "probabilities", "sign of the softmax part"),
+    Mutant(f"{CHUNK}:_ChunkedLogprobs.forward", "is_training and ", "", "slopes of what is only scored"),
     Mutant(f"{CHUNK}:Slopes.takes", "self._room = 0", "pass", "a smaller last chunk kept after a gap"),
     Mutant(f"{CHUNK}:Slopes.keep", "self._room -= len(slope)", "pass", "room without end"),
     Mutant(f"{CHUNK}:Slopes.rows", "chunk[within]", "chunk[: len(within)]", "another row's slope"),
