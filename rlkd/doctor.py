@@ -43,6 +43,7 @@ def examine() -> list[Finding]:
         *_imports(),
         *_strangers(),
         _cpus(),
+        _bfloat16(),
         _memory(),
         _shm(),
         _disk(),
@@ -116,6 +117,22 @@ def _cpus() -> Finding:
     cpus, whole = usable_cpus(), os.cpu_count() or 1
     limited = "" if cpus == whole else f" of {whole} (this process may use no more)"
     return Finding("ok" if cpus > 1 else "note", "cpu", f"{cpus} core(s){limited}")
+
+
+def _bfloat16() -> Finding:
+    code = (
+        "import torch; from rlkd.launch import cpu_bfloat16;"
+        "print('gpu' if torch.cuda.is_available() else cpu_bfloat16())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+    told = {
+        "gpu": "on the GPU; learner.precision takes it there unless told otherwise",
+        "native": "this CPU has instructions for it; learner.precision auto takes it",
+        "emulated": "emulated by AVX-512; learner.precision auto takes float32 on this CPU",
+        "none": "10 to 50 times slower than float32 on this CPU; leave learner.precision out, or write auto",
+    }
+    fine = found in ("gpu", "native", "emulated")
+    return Finding("ok" if fine else "note", "bfloat16", told.get(found, "torch does not say"))
 
 
 def _memory() -> Finding:

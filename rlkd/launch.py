@@ -74,9 +74,11 @@ class Launch:
         Raises: RecipeError when both say something and not the same.
         """
         cluster = _settle("--num_processes", self.processes, "cluster.learner_workers", recipe.cluster.learner_workers)
-        precision = _settle("--mixed_precision", self.precision, "learner.precision", recipe.learner.precision)
+        chosen = recipe.learner.precision
+        pinned = None if chosen == "auto" else chosen
+        precision = _settle("--mixed_precision", self.precision, "learner.precision", pinned)
         stage = _settle("--zero_stage", self.zero_stage, "learner.zero_stage", recipe.learner.zero_stage)
-        learner: dict[str, Any] = {"precision": precision or _default_precision(), "zero_stage": stage or 0}
+        learner: dict[str, Any] = {"precision": precision or _precision_here(chosen), "zero_stage": stage or 0}
         resolved = recipe.model_copy(
             update={
                 "cluster": recipe.cluster.model_copy(update={"learner_workers": cluster or 1}),
@@ -93,10 +95,22 @@ def _settle(flag: str, launched: Any, key: str, pinned: Any) -> Any:
     return pinned if launched is None else launched
 
 
-def _default_precision() -> str:
+def _precision_here(chosen: str | None) -> str:
+    """A CPU's bfloat16 is taken only by choice: what runs in float32 can be compared bit by bit."""
     import torch
 
-    return "bf16" if torch.cuda.is_available() else "fp32"
+    on_cpu = chosen == "auto" and cpu_bfloat16() == "native"
+    return "bf16" if on_cpu or torch.cuda.is_available() else "fp32"
+
+
+def cpu_bfloat16() -> Literal["native", "emulated", "none"]:
+    """How this CPU multiplies bfloat16: by instructions, in AVX-512 (about as fast as float32), or value by value."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    if any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):  # the last is Arm's name for it
+        return "native"
+    return "emulated" if found.get("avx512_f") else "none"
 
 
 def _parent_command() -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rlkd.errors import RecipeError
+from rlkd.launch import cpu_bfloat16
 from rlkd.recipe.checks import has_rl, needs_teacher
 from rlkd.recipe.models import TeacherSpec
 from rlkd.recipe.offline_checks import samples
@@ -103,6 +104,17 @@ def this_machine() -> Hardware:
     import torch
 
     return Hardware(usable_cpus(), torch.cuda.device_count())
+
+
+def slow_precisions(recipe: Recipe, hardware: Hardware) -> Iterator[str]:
+    """What a recipe asks for and this machine can do, but at a fraction of float32's speed."""
+    if hardware.on_gpu or cpu_bfloat16() != "none":
+        return
+    slow = "this CPU has no instructions for it and takes 10 to 50 times as long as with"
+    if recipe.learner.precision == "bf16":
+        yield f"learner.precision bf16: {slow} fp32; write auto, which takes what the machine does fast"
+    if recipe.engine.dtype == "bfloat16":
+        yield f"engine.dtype bfloat16: {slow} float32; write auto, which follows learner.precision"
 
 
 def check_fit(recipe: Recipe, hardware: Hardware) -> None:

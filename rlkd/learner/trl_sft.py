@@ -13,6 +13,7 @@ from rlkd.learner.worker import join_process_group
 from rlkd.recipe.schema import LearnerSpec, SftStage
 
 Pair = tuple[Sequence[int], Sequence[int]]
+_COMPLETE = "step-"  # a folder of this name is a whole checkpoint
 
 
 class SftWorker:
@@ -33,10 +34,20 @@ class SftWorker:
         learner: Mapping[str, Any],
         seed: int,
         progress: str,
+        checkpoint_every: int,
+        checkpoints_kept: int = 2,
+        resume: str | None = None,
     ) -> dict[str, float]:
         """Fine-tune the model of ``folder`` on (prompt_ids, completion_ids) pairs and write it to ``output``.
 
-        Returns: the last mean loss, tokens trained and seconds. ``progress`` is a file with one line a logging step.
+        Args:
+            output: the folder of the fine-tuned model. Checkpoints lie beside it, in ``work_folder(output)``.
+            pairs: (prompt ids, completion ids) of every solution.
+            progress: a file that gets one line an update: its number and the loss, a mean of the last few.
+            checkpoint_every: updates between two checkpoints; one that is complete is found by ``latest_checkpoint``.
+            resume: a checkpoint of the same stage with the same ranks; training goes on as if never interrupted.
+
+        Returns: the last mean loss, tokens trained, and seconds since the start or the checkpoint.
         """
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
@@ -45,19 +56,30 @@ class SftWorker:
         set_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        half = Path(f"{output}.tmp")
+        half = work_folder(output)
 
         class Progress(TrainerCallback):  # type: ignore[misc]
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                if hardware.zero_stage:
+                    forget_shared_names()
+
             def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
                 if state.is_world_process_zero and logs and "loss" in logs:
                     with Path(progress).open("a", encoding="utf-8") as stream:
-                        stream.write(f"{state.global_step} {logs['loss']}\n")
+                        stream.write(f"{state.global_step} {_mean_loss(state.log_history)}\n")
 
-        trainer = _trainer(model, tokenizer, pairs, spec, hardware, seed, half, self.world_size)
+            def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step >= state.max_steps:
+                    control.should_save = False  # what the stage ends with is written below
+
+            def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+                trainer.accelerator.wait_for_everyone()  # until every rank's part of it is written
+                if state.is_world_process_zero:
+                    _keep_checkpoint(half, state.global_step, checkpoints_kept)
+
+        trainer = _trainer(model, tokenizer, pairs, spec, hardware, seed, half, self.world_size, checkpoint_every)
         trainer.add_callback(Progress())
-        result = trainer.train()
-        if hardware.zero_stage:
-            forget_shared_names()
+        result = trainer.train(resume_from_checkpoint=resume)
         model.to(torch.float32)
         trainer.save_model(str(half / "policy"))
         if self.rank == 0:
@@ -65,9 +87,8 @@ class SftWorker:
             shutil.rmtree(output, ignore_errors=True)
             (half / "policy").rename(output)
             shutil.rmtree(half, ignore_errors=True)
-        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         return {
-            "loss": float(losses[-1]) if losses else float(result.training_loss),
+            "loss": _mean_loss(trainer.state.log_history),
             "tokens": float(trainer.state.num_input_tokens_seen),
             "wall_s": float(result.metrics["train_runtime"]),
         }
@@ -82,6 +103,7 @@ def _trainer(
     seed: int,
     output: Path,
     world_size: int,
+    checkpoint_every: int,
 ) -> Any:
     import torch
     from datasets import Dataset
@@ -116,8 +138,9 @@ def _trainer(
         deepspeed=_zero(learner) if learner.zero_stage else None,
         use_cpu=not torch.cuda.is_available(),
         ddp_backend="nccl" if torch.cuda.is_available() else "gloo",
-        save_strategy="no",
-        logging_steps=10,
+        save_strategy="steps",
+        save_steps=checkpoint_every,
+        logging_steps=1,
         report_to=[],
         disable_tqdm=True,
         seed=seed,
@@ -135,6 +158,36 @@ def _trainer(
             return self.lr_scheduler
 
     return Trainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
+
+
+def work_folder(output: str | Path) -> Path:
+    """Where a stage that writes ``output`` keeps what it has until then."""
+    return Path(f"{output}.tmp")
+
+
+def latest_checkpoint(output: str | Path) -> Path | None:
+    """The newest complete checkpoint of a stage that was killed; ``checkpoint_step`` tells how far it had come."""
+    return max(work_folder(output).glob(f"{_COMPLETE}*"), key=checkpoint_step, default=None)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Updates that a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix(_COMPLETE))
+
+
+def _keep_checkpoint(folder: Path, step: int, kept: int) -> None:
+    """Give what TRL has just written its final name, in one step, and let the oldest go."""
+    (folder / f"checkpoint-{step}").rename(folder / f"{_COMPLETE}{step}")
+    for old in sorted(folder.glob(f"{_COMPLETE}*"), key=checkpoint_step)[:-kept]:
+        gone = folder / "old"
+        shutil.rmtree(gone, ignore_errors=True)  # of a removal that was killed
+        shutil.rmtree(old.rename(gone))
+
+
+def _mean_loss(history: Sequence[Mapping[str, Any]]) -> float:
+    """Over the last ten updates: single ones jump about."""
+    losses = [float(row["loss"]) for row in history if "loss" in row][-10:]
+    return sum(losses) / len(losses)
 
 
 def micro_batch_rows(rows: int, max_length: int, token_budget: int) -> int:

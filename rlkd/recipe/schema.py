@@ -64,7 +64,11 @@ class LoraSpec(Section):
 class LearnerSpec(Section):
     """DeepSpeed and memory. ``None`` takes the launcher's setting, else the default in the description."""
 
-    precision: Literal["fp32", "bf16"] | None = Field(default=None, description="default: fp32 on CPU, bf16 on GPU")
+    precision: Literal["fp32", "bf16", "auto"] | None = Field(
+        default=None,
+        description="default: fp32 on CPU, bf16 on GPU. auto: bf16 where the device has instructions for it, also on a "
+        "CPU; else fp32",
+    )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(default=None, description="default: 0")
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False
@@ -182,9 +186,10 @@ class EvalSpec(Section):
 
 
 class CheckpointSpec(Section):
-    """``every`` RL steps or offline updates; the newest ``keep`` stay."""
+    """``every`` RL steps or offline updates, and ``sft_every`` updates of an SFT stage; the newest ``keep`` stay."""
 
     every: Positive = 10
+    sft_every: Positive = 100
     keep: Positive = 2
 
 

@@ -151,10 +151,8 @@ def _check_contents(path: Path, recipe: Recipe, *, resume: bool) -> bool:
 
 def _anything_done(path: Path) -> bool:
     """Whether a run got as far as anything that costs time to make again."""
-    return any(
-        next(path.glob(pattern), None)
-        for pattern in ("stages/*/*.json", "stages/*/sampled/*", "metrics.jsonl", "checkpoints/*/*", "summary.json")
-    )
+    made = ("stages/*/*.json", "stages/*/sampled/*", "stages/*/*.tmp/step-*", "metrics.jsonl", "checkpoints/*/*")
+    return any(next(path.glob(pattern), None) for pattern in (*made, "summary.json"))
 
 
 def _differences(before: Any, after: Any, path: str = "") -> list[str]:

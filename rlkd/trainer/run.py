@@ -14,7 +14,7 @@ from typing import Any
 
 from reward.pool import VerifierPool
 from rlkd.checkpoint import read_json, write_json
-from rlkd.cluster import Cluster, check_fit, this_machine
+from rlkd.cluster import Cluster, check_fit, slow_precisions, this_machine
 from rlkd.data.privileged import PrivilegedBuilder
 from rlkd.data.prompt import PromptBuilder
 from rlkd.data.source import Loaded, load_held_in, load_sources, tokenizer_texts
@@ -92,6 +92,8 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
         Cluster(folder.path / "logs", recipe.cluster.start_deadline_s) as cluster,
     ):
         check_fit(recipe, cluster.hardware)
+        for slow in slow_precisions(recipe, cluster.hardware):
+            console.note(slow)
         folder.write_manifest(recipe, cluster.hardware, {name: fingerprint(path) for name, path in models.items()})
         prompts = [
             _prompts(recipe, builder, pool, part, name, console)

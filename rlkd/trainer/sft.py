@@ -9,6 +9,7 @@ from typing import Any
 from rlkd.cluster import Pending, gather
 from rlkd.data.source import load_held_in
 from rlkd.errors import RecipeError
+from rlkd.learner.trl_sft import checkpoint_step, latest_checkpoint
 from rlkd.recipe.schema import SftStage
 from rlkd.records import Prompt
 from rlkd.trainer.context import Run
@@ -18,11 +19,15 @@ SFT_WORKER = "rlkd.learner.trl_sft:SftWorker"
 
 
 def run_sft(run: Run, stage: SftStage, *, source: Path, output: Path, root: Path) -> dict[str, Any]:
-    """Fine-tune ``source`` into ``output``. A killed stage starts again from its beginning, with equal results."""
+    """Fine-tune ``source`` into ``output``. A killed stage goes on from its last checkpoint, with equal results."""
     pairs = _pairs(run, stage, root)
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = output.parent / "progress.txt"
-    progress.unlink(missing_ok=True)
+    resume = latest_checkpoint(output)
+    done = 0 if resume is None else checkpoint_step(resume)
+    _cut(progress, done)
+    if done:
+        run.console.status(f"{stage.name}: goes on after update {done} of {stage.steps}")
     run.turn("sleep")
     workers = run.spawn_learners(stage.name, kind="SftWorker")
     deadline = run.recipe.cluster.start_deadline_s
@@ -44,6 +49,9 @@ def run_sft(run: Run, stage: SftStage, *, source: Path, output: Path, root: Path
             learner=run.recipe.learner.model_dump(),
             seed=derive_seed(run.recipe.seed, stage.name),
             progress=str(progress),
+            checkpoint_every=run.recipe.checkpoint.sft_every,
+            checkpoints_kept=run.recipe.checkpoint.keep,
+            resume=None if resume is None else str(resume),
         )
         for worker in workers
     ]
@@ -90,6 +98,12 @@ def _contexts(prompt: Prompt, stage: SftStage) -> list[tuple[int, ...]]:
     """A model that starts from nothing has to learn to use privileged text before it can teach with it."""
     bare, taught = [prompt.token_ids], [prompt.teacher_ids]
     return {"bare": bare, "privileged": taught, "both": bare + taught}[stage.contexts]
+
+
+def _cut(progress: Path, step: int) -> None:
+    """Leave the lines up to ``step``; the rest will be written again."""
+    lines = progress.read_text(encoding="utf-8").splitlines() if progress.exists() else []
+    progress.write_text("".join(f"{line}\n" for line in lines[:step]), encoding="utf-8")
 
 
 def _follow(run: Run, stage: SftStage, calls: list[Pending], progress: Path) -> dict[str, Any]:

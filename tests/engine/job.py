@@ -26,6 +26,7 @@ SMALL = [
     "optim.warmup_steps=1",
     "optim.lr=1e-3",
     "checkpoint.every=2",
+    "checkpoint.sft_every=2",
     "log.rollouts_every=2",
 ]
 SMALL_SFT = ["stages.sft.optim={lr: 1.0e-3}", "stages.sft-teacher.optim={lr: 1.0e-3}"]

@@ -19,7 +19,7 @@ def moments(out: Path, steps: int) -> dict[str, Callable[[], bool]]:
     """When to kill, by name."""
     found: dict[str, Callable[[], bool]] = {
         "in the policy's SFT": lambda: (out / "logs" / "SftWorker-sft-0.log").exists(),
-        "in the teacher's SFT": lambda: (out / "logs" / "SftWorker-sft-teacher-0.log").exists(),
+        "in the teacher's SFT, after a checkpoint": lambda: any(out.glob("stages/1-sft-teacher/*.tmp/step-2")),
         "while the learner starts": lambda: (out / "logs" / "LearnerWorker-kdrl-0.log").exists(),
     }
     for step in range(1, steps + 1):

@@ -72,10 +72,10 @@ def test_the_final_policy_is_an_ordinary_model(undisturbed: Path) -> None:
 
 
 def test_a_run_killed_twice_ends_where_an_undisturbed_one_does(undisturbed: Path, tmp_path: Path) -> None:
-    """In the teacher's SFT, and between two checkpoints; every step of the loop: tests/trainer/test_early_stop.py."""
+    """After a checkpoint of the teacher's SFT, and between two of the loop; its every step: test_early_stop.py."""
     out = tmp_path / "killed"
     for moment in (
-        lambda: (out / "logs" / "SftWorker-sft-teacher-0.log").exists(),
+        lambda: any(out.glob("stages/1-sft-teacher/*.tmp/step-2")),
         lambda: steps_logged(out) >= 3,
     ):
         run_and_kill(out, OVERRIDES, moment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkd.cluster import Cluster, gather
+from rlkd.cluster import Cluster, Pending, Worker, gather
 from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import split_groups
 from rlkd.learner.policy import load_causal_lm
-from rlkd.learner.trl_sft import micro_batch_rows
+from rlkd.learner.trl_sft import latest_checkpoint
 from rlkd.recipe import Recipe, validate_recipe
 from rlkd.recipe.offline import DpoObjective, FilePairs
 from rlkd.recipe.schema import OfflineStage, OptimSpec, SftStage
@@ -193,19 +194,32 @@ def test_gradients_of_pairs_are_the_same(one: Ranks, two: Ranks, lora: dict[str,
         assert gap <= 1e-4 * largest, f"{name}: {gap}, largest {largest}"
 
 
-def test_sft_does_not_depend_on_micro_batches(cluster: Cluster, folders: dict[str, Path], tmp_path: Path) -> None:
-    """Solutions of very different lengths: a mean of micro-batches' means would weigh their tokens unequally."""
+def sft_pairs() -> list[tuple[list[int], list[int]]]:
+    """Solutions of very different lengths."""
     draw = random.Random(2)
-    pairs = [([7, 8, 9], [draw.randrange(6, 250) for _ in range(length)]) for length in (1, 2, 30, 3, 40, 1, 2, 25)]
+    return [([7, 8, 9], [draw.randrange(6, 250) for _ in range(length)]) for length in (1, 2, 30, 3, 40, 1, 2, 25)]
+
+
+def sft_workers(cluster: Cluster, count: int) -> list[Worker]:
+    workers = [cluster.spawn(f"sft-{rank}") for rank in range(count)]
+    target, address = "rlkd.learner.trl_sft:SftWorker", cluster.address(workers[0])
+    gather([cluster.build(w, target, rank=r, world_size=count, address=address) for r, w in enumerate(workers)], 300.0)
+    return workers
+
+
+def submit_sft(workers: Sequence[Worker], source: Path, output: Path, stage: SftStage, **options: Any) -> list[Pending]:
+    job: dict[str, Any] = {"folder": str(source), "output": str(output), "pairs": sft_pairs(), "seed": 0}
+    job |= {"stage": stage.model_dump(), "learner": {}, "progress": f"{output}.txt", "checkpoint_every": 1000}
+    return [worker.submit("train", **(job | options)) for worker in workers]
+
+
+def test_sft_does_not_depend_on_micro_batches(cluster: Cluster, folders: dict[str, Path], tmp_path: Path) -> None:
+    """A mean of micro-batches' means would weigh the tokens of short solutions more."""
     stage = SftStage(steps=2, batch_size=8, max_length=50, optim=OptimSpec(lr=1e-3, schedule="constant"))
-    worker = cluster.spawn("sft")
-    address = cluster.address(worker)
-    gather([cluster.build(worker, "rlkd.learner.trl_sft:SftWorker", rank=0, world_size=1, address=address)], 300.0)
-    source = folders["teacher"]
+    workers, source = sft_workers(cluster, 1), folders["teacher"]
     for name, budget in (("whole", 10**6), ("cut", 100)):
-        job: dict[str, Any] = {"folder": str(source), "output": str(tmp_path / name), "pairs": pairs, "seed": 0}
-        job |= {"stage": stage.model_dump(), "learner": {"tokens_per_micro_batch": budget}}
-        gather([worker.submit("train", **job, progress=str(tmp_path / f"{name}.txt"))], 300.0)
+        learner = {"tokens_per_micro_batch": budget}
+        gather(submit_sft(workers, source, tmp_path / name, stage, learner=learner), 300.0)
     start, whole, cut = (
         dict(load_causal_lm(folder, dtype=torch.float32).state_dict())
         for folder in (source, tmp_path / "whole", tmp_path / "cut")
@@ -216,8 +230,24 @@ def test_sft_does_not_depend_on_micro_batches(cluster: Cluster, folders: dict[st
     assert apart < 1e-6 * moved
 
 
-@pytest.mark.parametrize(
-    ("rows", "budget", "expected"), [(16, 10**6, 16), (16, 640, 4), (6, 500, 3), (7, 600, 1), (8, 1, 1)]
-)
-def test_rows_of_an_sft_micro_batch_divide_the_update(rows: int, budget: int, expected: int) -> None:
-    assert micro_batch_rows(rows, 100, budget) == expected
+def test_sft_on_two_ranks_goes_on_from_its_checkpoint(
+    cluster: Cluster, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Killed between two checkpoints, in the second of its passes over the data; ZeRO-2 shards the optimizer."""
+    stage = SftStage(steps=40, batch_size=4, max_length=50, optim=OptimSpec(lr=1e-3, schedule="cosine"))
+    options: dict[str, Any] = {"learner": {"zero_stage": 2}, "checkpoint_every": 3}
+    source, killed, undisturbed = folders["teacher"], tmp_path / "killed", tmp_path / "undisturbed"
+    workers, until = sft_workers(cluster, 2), time.monotonic() + 300
+    submit_sft(workers, source, killed, stage, **options)
+    while latest_checkpoint(killed) is None and time.monotonic() < until:
+        time.sleep(0.01)
+    for worker in workers:
+        cluster.stop(worker)
+    assert not killed.exists(), "the stage ended before it could be killed"
+    resume = str(latest_checkpoint(killed))
+    workers = sft_workers(cluster, 2)
+    gather(submit_sft(workers, source, killed, stage, **options, resume=resume), 300.0)
+    gather(submit_sft(workers, source, undisturbed, stage, **options), 300.0)
+    left, right = (dict(load_causal_lm(f, dtype=torch.float32).state_dict()) for f in (killed, undisturbed))
+    assert max(float((tensor - left[name]).abs().max()) for name, tensor in right.items()) == 0.0
+    assert latest_checkpoint(killed) is None

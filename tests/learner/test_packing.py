@@ -14,6 +14,7 @@ from rlkd.errors import NumericsError
 from rlkd.learner import packing
 from rlkd.learner.packing import group_cost, pack, plan_micro_batches, score_rows, split_groups
 from rlkd.learner.policy import PackedPolicy
+from rlkd.learner.trl_sft import micro_batch_rows
 from rlkd.records import TrainRow
 
 
@@ -109,3 +110,10 @@ def test_a_short_sliding_window_is_refused(model: LlamaForCausalLM) -> None:
         layer.self_attn.sliding_window = 4
     with pytest.raises(NumericsError, match="sliding window of 4"):
         score_rows(PackedPolicy(model), random_rows(1, 2, seed=7), token_budget=10**6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "budget", "expected"), [(16, 10**6, 16), (16, 640, 4), (6, 500, 3), (7, 600, 1), (8, 1, 1)]
+)
+def test_rows_of_an_sft_micro_batch_divide_the_update(rows: int, budget: int, expected: int) -> None:
+    assert micro_batch_rows(rows, 100, budget) == expected

@@ -235,6 +235,18 @@ def test_blocks_of_a_chunk_change_nothing(
     torch.testing.assert_close(parts.clipped_share, whole.clipped_share, rtol=0, atol=1e-14)
 
 
+def test_a_scored_divergence_keeps_no_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = heads()
+    inputs["head_weight"].requires_grad_()
+    kept: list[int] = []
+    monkeypatch.setattr("rlkd.divergences.chunked.Slopes.keep", lambda _, slope: kept.append(len(slope)))
+    with torch.no_grad():
+        chunked_divergence(**inputs, kind="reverse_kl")
+    assert kept == []
+    chunked_divergence(**inputs, kind="reverse_kl")
+    assert kept == [7]
+
+
 def test_one_pass_gradient_is_taken_once() -> None:
     """It is handed out, not copied; a second time there is an error, not a gradient scaled twice."""
     inputs = heads()

@@ -141,9 +141,10 @@ def test_a_run_that_never_got_anywhere_makes_room_for_its_corrected_recipe(tmp_p
     assert read_json(corrected.path / "recipe.json")["optim"]["lr"] == 1e-5
 
 
-def test_sampled_parts_are_not_thrown_away_for_another_recipe(tmp_path: Path, recipe: Recipe) -> None:
+@pytest.mark.parametrize("made", ["2-redi/sampled/000000-000256.jsonl", "0-sft/policy.tmp/step-100"])
+def test_work_is_not_thrown_away_for_another_recipe(tmp_path: Path, recipe: Recipe, made: str) -> None:
     first = RunFolder.open(tmp_path / "run", recipe, resume=False)
-    part = first.path / "stages" / "2-redi" / "sampled" / "000000-000256.jsonl"
+    part = first.path / "stages" / made
     part.parent.mkdir(parents=True)
     part.touch()
     first.lock.release()

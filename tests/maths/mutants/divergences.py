@@ -63,6 +63,7 @@ MUTANTS = [
     Mutant(f"{SUP}:complete", "(1 - mass)", "mass", "tail is the head's mass"),
     Mutant(f"{SUP}:complete", ".clamp(min=tail_floor)", "", "empty tail is -inf"),
     Mutant(f"{SUP}:complete", "1 + 1e-3", "1e9", "unnormalised accepted"),
+    Mutant(f"{CHU}:_ChunkedDivergence.forward", "is_training and ", "", "slopes of what is only scored"),
     Mutant(f"{CHU}:_ChunkedDivergence.backward", "/ ctx.setting.temperature", "", "temperature forgotten in backward"),
     Mutant(f"{CHU}:_ChunkedDivergenceLoss.forward", "/ setting.temperature", "", "temperature forgotten in one pass"),
     Mutant(
