@@ -27,7 +27,7 @@ class Bar:
 
     def __init__(self, console: RichConsole, name: str, total: int) -> None:
         self.console, self.name, self.total = console, name, total
-        self.printed = 0.0
+        self.printed, self.last = 0.0, ""
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         if console.is_terminal:
@@ -46,9 +46,12 @@ class Bar:
         """Show the number of finished steps and a line of figures."""
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=step, figures=figures)
-        elif step >= self.total or time.monotonic() - self.printed >= PLAIN_EVERY_S:
-            self.printed = time.monotonic()
-            self.console.print(f"{self.name} {step}/{self.total}  {figures}", highlight=False, soft_wrap=True)
+            return
+        line = f"{self.name} {step}/{self.total}  {figures}"
+        due = step >= self.total or time.monotonic() - self.printed >= PLAIN_EVERY_S
+        if due and line != self.last:
+            self.printed, self.last = time.monotonic(), line
+            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 class Console:
