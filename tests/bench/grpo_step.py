@@ -193,7 +193,15 @@ def run_bare(folder: str, model: str, limit: int, steps: int) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     turns = [[{"role": "user", "content": question}] for question in questions(size["prompts"])]
     prompts = [{"prompt": tokenizer.apply_chat_template(t, add_generation_prompt=True, tokenize=False)} for t in turns]
-    llm = LLM(model=folder, dtype=size["dtype"], max_model_len=512, max_num_seqs=256, enforce_eager=True)
+    llm = LLM(
+        model=folder,
+        dtype=size["dtype"],
+        max_model_len=512,
+        max_num_seqs=256,
+        enforce_eager=True,
+        enable_chunked_prefill=False,  # on a CPU, a prompt in chunks and a seed make vLLM fail
+        max_num_batched_tokens=16384,
+    )
     tokens, seconds = [], []
     for step in range(steps + 1):
         parameters = SamplingParams(n=GROUP, max_tokens=limit, temperature=1.0, detokenize=False, seed=step)
@@ -251,10 +259,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "model"
         write_model(folder, options.model, options.lengths)
-        found = {name: _child(name, folder, options) for name in ("trl", "rlkd", "bare")}
-        found["limit"] = {"tokens_per_s": limit_tokens_per_s(str(folder), options.model, found["rlkd"])}
-    for name, figures in found.items():
-        print(f"{name:6}", {key: round(value, 3) for key, value in figures.items()})
+        found: dict[str, dict[str, float]] = {}
+        for name in ("trl", "rlkd", "bare", "limit"):
+            if name == "limit":
+                found[name] = {"tokens_per_s": limit_tokens_per_s(str(folder), options.model, found["rlkd"])}
+            else:
+                found[name] = _child(name, folder, options)
+            print(f"{name:6}", {key: round(value, 3) for key, value in found[name].items()}, flush=True)
     speed = found["rlkd"]["tokens_per_s"] / found["trl"]["tokens_per_s"]
     memory = found["rlkd"]["memory_gib"] / found["trl"]["memory_gib"]
     share = found["rlkd"]["tokens_per_s"] / found["limit"]["tokens_per_s"]
