@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.cluster.hardware import Hardware, gpu_need, weights_transport
+from rlkd.launch import Launch
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
 from rlkd.recipe.models import ModelSpec, PackagedModel, ScratchModel, TeacherSpec
@@ -32,7 +33,8 @@ class Shape:
 
 
 def describe(recipe: Recipe) -> str:
-    """The job in words: stages, batch arithmetic, memory. Settle the launcher's part first (``Launch.resolve``)."""
+    """The job in words: stages, batch arithmetic, memory. What the recipe leaves open is settled for this machine."""
+    recipe = Launch().resolve(recipe)
     policy = model_shape(recipe.policy)
     lines = [f"{recipe.name}: {recipe.description}".rstrip(": "), "", "stages"]
     lines += [f"  {index}. {_stage(recipe, stage)}" for index, stage in enumerate(recipe.stages)]
