@@ -43,12 +43,11 @@ def examine() -> list[Finding]:
         *_imports(),
         *_strangers(),
         _cpus(),
-        _bfloat16(),
         _memory(),
         _shm(),
         _disk(),
         _compiler(),
-        _gpus(),
+        _devices(),
         _ray(),
     ]
 
@@ -119,22 +118,6 @@ def _cpus() -> Finding:
     return Finding("ok" if cpus > 1 else "note", "cpu", f"{cpus} core(s){limited}")
 
 
-def _bfloat16() -> Finding:
-    code = (
-        "import torch; from rlkd.launch import cpu_bfloat16;"
-        "print('gpu' if torch.cuda.is_available() else cpu_bfloat16())"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
-    told = {
-        "gpu": "on the GPU; learner.precision takes it there unless told otherwise",
-        "native": "this CPU has instructions for it; learner.precision auto takes it",
-        "emulated": "emulated by AVX-512; learner.precision auto takes float32 on this CPU",
-        "none": "10 to 50 times slower than float32 on this CPU; leave learner.precision out, or write auto",
-    }
-    fine = found in ("gpu", "native", "emulated")
-    return Finding("ok" if fine else "note", "bfloat16", told.get(found, "torch does not say"))
-
-
 def _memory() -> Finding:
     import psutil
 
@@ -170,17 +153,30 @@ def _compiler() -> Finding:
     )
 
 
-def _gpus() -> Finding:
-    code = "import torch; print(*(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())), sep='; ')"
+_BFLOAT16 = {
+    "native": "this CPU has instructions for bfloat16; learner.precision auto takes it",
+    "emulated": "this CPU computes bfloat16 in float32; learner.precision auto takes float32",
+    "none": "bfloat16 is 10 to 50 times slower than float32 on this CPU; learner.precision auto takes float32",
+}
+
+
+def _devices() -> Finding:
+    """GPUs, or what the CPU makes of bfloat16."""
+    code = (
+        "import torch; from rlkd.launch import cpu_bfloat16; print(cpu_bfloat16());"
+        "print(*(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())), sep='; ')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    names = done.stdout.strip()
+    bfloat16, _, names = done.stdout.strip().partition("\n")
     if names:
         return Finding("ok", "gpu", names)
     if shutil.which("nvidia-smi"):
         return Finding(
             "broken", "gpu", "nvidia-smi is here but torch sees no GPU: the CPU build? pip install -e '.[gpu]'"
         )
-    return Finding("ok", "gpu", "none; everything runs on the CPU")
+    slow = bfloat16 == "none"
+    told = _BFLOAT16.get(bfloat16, "torch does not say what this CPU makes of bfloat16")
+    return Finding("note" if slow else "ok", "gpu", f"none; everything runs on the CPU; {told}")
 
 
 def _ray() -> Finding:

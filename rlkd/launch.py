@@ -104,7 +104,7 @@ def _precision_here(chosen: str | None) -> str:
 
 
 def cpu_bfloat16() -> Literal["native", "emulated", "none"]:
-    """How this CPU multiplies bfloat16: by instructions, in AVX-512 (about as fast as float32), or value by value."""
+    """How this CPU multiplies bfloat16: by instructions, through AVX-512's float32, or value by value."""
     import torch
 
     found = torch.cpu.get_capabilities()

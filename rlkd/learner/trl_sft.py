@@ -10,10 +10,10 @@ from typing import Any
 from rlkd.learner.deepspeed_engine import forget_shared_names
 from rlkd.learner.schedule import learning_rate
 from rlkd.learner.worker import join_process_group
-from rlkd.recipe.schema import LearnerSpec, SftStage
+from rlkd.recipe.schema import CheckpointSpec, LearnerSpec, SftStage
 
 Pair = tuple[Sequence[int], Sequence[int]]
-_COMPLETE = "step-"  # a folder of this name is a whole checkpoint
+_COMPLETE = "step"  # a checkpoint is called checkpoint-N while it is written, and step-N from then on
 
 
 class SftWorker:
@@ -34,17 +34,16 @@ class SftWorker:
         learner: Mapping[str, Any],
         seed: int,
         progress: str,
-        checkpoint_every: int,
-        checkpoints_kept: int = 2,
+        checkpoint: Mapping[str, Any],
         resume: str | None = None,
     ) -> dict[str, float]:
         """Fine-tune the model of ``folder`` on (prompt_ids, completion_ids) pairs and write it to ``output``.
 
         Args:
-            output: the folder of the fine-tuned model. Checkpoints lie beside it, in ``work_folder(output)``.
+            output: the folder of the fine-tuned model; checkpoints lie beside it, see ``latest_checkpoint``.
             pairs: (prompt ids, completion ids) of every solution.
             progress: a file that gets one line an update: its number and the loss, a mean of the last few.
-            checkpoint_every: updates between two checkpoints; one that is complete is found by ``latest_checkpoint``.
+            checkpoint: a ``CheckpointSpec``.
             resume: a checkpoint of the same stage with the same ranks; training goes on as if never interrupted.
 
         Returns: the last mean loss, tokens trained, and seconds since the start or the checkpoint.
@@ -53,10 +52,11 @@ class SftWorker:
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
         spec, hardware = SftStage.model_validate(stage), LearnerSpec.model_validate(learner)
+        saving = CheckpointSpec.model_validate(checkpoint)
         set_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        half = work_folder(output)
+        half = _work_folder(output)
 
         class Progress(TrainerCallback):  # type: ignore[misc]
             def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -75,9 +75,9 @@ class SftWorker:
             def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
                 trainer.accelerator.wait_for_everyone()  # until every rank's part of it is written
                 if state.is_world_process_zero:
-                    _keep_checkpoint(half, state.global_step, checkpoints_kept)
+                    _keep_checkpoint(half, state.global_step, saving.keep)
 
-        trainer = _trainer(model, tokenizer, pairs, spec, hardware, seed, half, self.world_size, checkpoint_every)
+        trainer = _trainer(model, tokenizer, pairs, spec, hardware, seed, half, self.world_size, saving.sft_every)
         trainer.add_callback(Progress())
         result = trainer.train(resume_from_checkpoint=resume)
         model.to(torch.float32)
@@ -160,33 +160,32 @@ def _trainer(
     return Trainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
 
 
-def work_folder(output: str | Path) -> Path:
+def _work_folder(output: str | Path) -> Path:
     """Where a stage that writes ``output`` keeps what it has until then."""
     return Path(f"{output}.tmp")
 
 
 def latest_checkpoint(output: str | Path) -> Path | None:
     """The newest complete checkpoint of a stage that was killed; ``checkpoint_step`` tells how far it had come."""
-    return max(work_folder(output).glob(f"{_COMPLETE}*"), key=checkpoint_step, default=None)
+    return max(_work_folder(output).glob(f"{_COMPLETE}-*"), key=checkpoint_step, default=None)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
     """Updates that a checkpoint has behind it."""
-    return int(checkpoint.name.removeprefix(_COMPLETE))
+    return int(checkpoint.name.removeprefix(f"{_COMPLETE}-"))
 
 
 def _keep_checkpoint(folder: Path, step: int, kept: int) -> None:
     """Give what TRL has just written its final name, in one step, and let the oldest go."""
-    (folder / f"checkpoint-{step}").rename(folder / f"{_COMPLETE}{step}")
-    for old in sorted(folder.glob(f"{_COMPLETE}*"), key=checkpoint_step)[:-kept]:
-        gone = folder / "old"
-        shutil.rmtree(gone, ignore_errors=True)  # of a removal that was killed
-        shutil.rmtree(old.rename(gone))
+    from transformers.trainer_utils import rotate_checkpoints
+
+    (folder / f"checkpoint-{step}").rename(folder / f"{_COMPLETE}-{step}")
+    rotate_checkpoints(str(folder), save_total_limit=kept, checkpoint_prefix=_COMPLETE)
 
 
 def _mean_loss(history: Sequence[Mapping[str, Any]]) -> float:
     """Over the last ten updates: single ones jump about."""
-    losses = [float(row["loss"]) for row in history if "loss" in row][-10:]
+    losses = [float(row["loss"]) for row in history[-11:] if "loss" in row][-10:]  # the very last may be a summary
     return sum(losses) / len(losses)
 
 

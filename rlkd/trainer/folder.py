@@ -35,6 +35,15 @@ PACKAGES = (
 )
 # What may change between a run and its continuation: how it is shown and where it is placed, never what it computes.
 FREE_SECTIONS = ("log", "description", "provenance")
+# What costs time to make again: ended stages, sampled parts, SFT checkpoints, RL steps and checkpoints, the end.
+RESULTS = (
+    "stages/*/*.json",
+    "stages/*/sampled/*",
+    "stages/*/*.tmp/step-*",
+    "metrics.jsonl",
+    "checkpoints/*/*",
+    "summary.json",
+)
 
 
 @dataclass
@@ -151,8 +160,7 @@ def _check_contents(path: Path, recipe: Recipe, *, resume: bool) -> bool:
 
 def _anything_done(path: Path) -> bool:
     """Whether a run got as far as anything that costs time to make again."""
-    made = ("stages/*/*.json", "stages/*/sampled/*", "stages/*/*.tmp/step-*", "metrics.jsonl", "checkpoints/*/*")
-    return any(next(path.glob(pattern), None) for pattern in (*made, "summary.json"))
+    return any(next(path.glob(pattern), None) for pattern in RESULTS)
 
 
 def _differences(before: Any, after: Any, path: str = "") -> list[str]:

@@ -49,8 +49,7 @@ def run_sft(run: Run, stage: SftStage, *, source: Path, output: Path, root: Path
             learner=run.recipe.learner.model_dump(),
             seed=derive_seed(run.recipe.seed, stage.name),
             progress=str(progress),
-            checkpoint_every=run.recipe.checkpoint.sft_every,
-            checkpoints_kept=run.recipe.checkpoint.keep,
+            checkpoint=run.recipe.checkpoint.model_dump(),
             resume=None if resume is None else str(resume),
         )
         for worker in workers

@@ -259,13 +259,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "model"
         write_model(folder, options.model, options.lengths)
-        found: dict[str, dict[str, float]] = {}
-        for name in ("trl", "rlkd", "bare", "limit"):
-            if name == "limit":
-                found[name] = {"tokens_per_s": limit_tokens_per_s(str(folder), options.model, found["rlkd"])}
-            else:
-                found[name] = _child(name, folder, options)
-            print(f"{name:6}", {key: round(value, 3) for key, value in found[name].items()}, flush=True)
+        found = {name: _child(name, folder, options) for name in ("trl", "rlkd", "bare")}
+        found["limit"] = {"tokens_per_s": limit_tokens_per_s(str(folder), options.model, found["rlkd"])}
+    print(f"limit {found['limit']['tokens_per_s']:.3f} tokens/s")
     speed = found["rlkd"]["tokens_per_s"] / found["trl"]["tokens_per_s"]
     memory = found["rlkd"]["memory_gib"] / found["trl"]["memory_gib"]
     share = found["rlkd"]["tokens_per_s"] / found["limit"]["tokens_per_s"]
@@ -286,7 +282,9 @@ def _child(name: str, folder: Path, options: argparse.Namespace) -> dict[str, fl
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    return dict(json.loads(line.removeprefix("RESULT ")))
+    figures = dict(json.loads(line.removeprefix("RESULT ")))
+    print(f"{name:6}", {key: round(value, 3) for key, value in figures.items()}, flush=True)
+    return figures
 
 
 if __name__ == "__main__":

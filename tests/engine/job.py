@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "stages.sft.steps=4",
-    "stages.sft-teacher.steps=4",
+    "stages.sft-teacher.steps=12",
     "stages.kdrl.steps=5",
     "data.train.size=64",
     "data.eval.size=16",
@@ -45,16 +45,24 @@ def run(out: Path, overrides: Sequence[str], recipe: str = "kdrl.yaml") -> str:
 
 
 def run_and_kill(out: Path, overrides: Sequence[str], when: Callable[[], bool], recipe: str = "kdrl.yaml") -> None:
-    """Start a run in a session of its own and SIGKILL the driver as soon as ``when`` holds."""
-    with subprocess.Popen(
-        command(out, overrides, recipe), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    """Start a run in a session of its own and SIGKILL the driver as soon as ``when`` holds; see ``printed``."""
+    with (
+        out.with_name(f"{out.name}.txt").open("a", encoding="utf-8") as text,
+        subprocess.Popen(
+            command(out, overrides, recipe), stdout=text, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as process,
+    ):
         until = time.monotonic() + 400
         while not when():
             assert process.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < until, "the moment to kill never came"
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
+
+
+def printed(out: Path) -> str:
+    """What all killed runs of a folder printed."""
+    return out.with_name(f"{out.name}.txt").read_text(encoding="utf-8")
 
 
 def steps_logged(out: Path) -> int:

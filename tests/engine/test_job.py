@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from job import SMALL, SMALL_SFT, difference, run, run_and_kill, steps_logged
+from job import SMALL, SMALL_SFT, difference, printed, run, run_and_kill, steps_logged
 
 from rlkd.data.cards import cards_folder
 
@@ -80,6 +80,9 @@ def test_a_run_killed_twice_ends_where_an_undisturbed_one_does(undisturbed: Path
     ):
         run_and_kill(out, OVERRIDES, moment)
         assert not (out / "summary.json").exists()
+    assert "sft-teacher: goes on after update" in printed(out)
+    losses = (out / "stages" / "1-sft-teacher" / "progress.txt").read_text().splitlines()
+    assert [line.split()[0] for line in losses] == [str(step) for step in range(1, 13)], "each update is told once"
     assert "continuing" in run(out, OVERRIDES)
     assert difference(undisturbed, out) == 0.0
     metrics = [(p / "metrics.jsonl").read_text().splitlines() for p in (undisturbed, out)]

@@ -17,7 +17,7 @@ from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import split_groups
 from rlkd.learner.policy import load_causal_lm
-from rlkd.learner.trl_sft import latest_checkpoint
+from rlkd.learner.trl_sft import checkpoint_step, latest_checkpoint
 from rlkd.recipe import Recipe, validate_recipe
 from rlkd.recipe.offline import DpoObjective, FilePairs
 from rlkd.recipe.schema import OfflineStage, OptimSpec, SftStage
@@ -209,7 +209,7 @@ def sft_workers(cluster: Cluster, count: int) -> list[Worker]:
 
 def submit_sft(workers: Sequence[Worker], source: Path, output: Path, stage: SftStage, **options: Any) -> list[Pending]:
     job: dict[str, Any] = {"folder": str(source), "output": str(output), "pairs": sft_pairs(), "seed": 0}
-    job |= {"stage": stage.model_dump(), "learner": {}, "progress": f"{output}.txt", "checkpoint_every": 1000}
+    job |= {"stage": stage.model_dump(), "learner": {}, "progress": f"{output}.txt", "checkpoint": {}}
     return [worker.submit("train", **(job | options)) for worker in workers]
 
 
@@ -233,9 +233,9 @@ def test_sft_does_not_depend_on_micro_batches(cluster: Cluster, folders: dict[st
 def test_sft_on_two_ranks_goes_on_from_its_checkpoint(
     cluster: Cluster, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Killed between two checkpoints, in the second of its passes over the data; ZeRO-2 shards the optimizer."""
+    """Killed after its first pass over the data; ZeRO-2 shards the optimizer."""
     stage = SftStage(steps=40, batch_size=4, max_length=50, optim=OptimSpec(lr=1e-3, schedule="cosine"))
-    options: dict[str, Any] = {"learner": {"zero_stage": 2}, "checkpoint_every": 3}
+    options: dict[str, Any] = {"learner": {"zero_stage": 2}, "checkpoint": {"sft_every": 3}}
     source, killed, undisturbed = folders["teacher"], tmp_path / "killed", tmp_path / "undisturbed"
     workers, until = sft_workers(cluster, 2), time.monotonic() + 300
     submit_sft(workers, source, killed, stage, **options)
@@ -244,9 +244,12 @@ def test_sft_on_two_ranks_goes_on_from_its_checkpoint(
     for worker in workers:
         cluster.stop(worker)
     assert not killed.exists(), "the stage ended before it could be killed"
-    resume = str(latest_checkpoint(killed))
+    resume, told = latest_checkpoint(killed), tmp_path / "resumed.txt"
+    assert resume is not None
+    begun = checkpoint_step(resume)
     workers = sft_workers(cluster, 2)
-    gather(submit_sft(workers, source, killed, stage, **options, resume=resume), 300.0)
+    gather(submit_sft(workers, source, killed, stage, **options, progress=str(told), resume=str(resume)), 300.0)
+    assert [int(line.split()[0]) for line in told.read_text().splitlines()] == [*range(begun + 1, 41)]
     gather(submit_sft(workers, source, undisturbed, stage, **options), 300.0)
     left, right = (dict(load_causal_lm(f, dtype=torch.float32).state_dict()) for f in (killed, undisturbed))
     assert max(float((tensor - left[name]).abs().max()) for name, tensor in right.items()) == 0.0
