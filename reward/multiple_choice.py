@@ -23,13 +23,16 @@ _OPTION_WORD = (
     r"|lettera|réponse|respuesta|antwort|alternativa|risposta|resposta|вариант|选项|选)\s*:?\s*)?"
 )
 _ANCHOR = re.compile(
-    r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answers?|ans|choice|option)\b\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
+    r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answers?|ans|choice|option)\b[\"'”]?\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
     r"(?:is|are|seems\s+to\s+be|appears\s+to\s+be|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:|[-–—](?=\s*[*(]{0,3}[A-J]\b))\s*(?:therefore|thus|clearly|simply)?\s*:?"
     r"(?:\s*not\s+\(?[A-J]\)?,?\s*but\b(?:\s+rather)?)?"
     r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:不是\s*[A-J]\s*[,，]?\s*而是|是|[为為]|选|：|:)+"
     r"|(?:故|应|應|所以|因此|本题|本題|我)[选選]\s*[:：]?|[选選][择擇]"
     r"|(?:antwort|respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap|odpowied[źz]|відповідь|svar|alternativa|đáp\s+án)"
     r"(?:\s+(?!no\b|nicht\b|n\b|não\b|non\b|не\b)\w+)?\s*(?:ist|est|es|é|è|:|：|is|adalah|to|là|[-–—])(?!\w)"
+    r"(?:\s*(?:donc|alors|entonces|pues|also|daher|somit|portanto|quindi|dunque)\b)?(?:\s*nicht\s+\(?[A-J]\)?,?\s*sondern\b)?"
+    r"|(?:respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|alternativa)(?:\s+\w+)?\s+(?:no\s+es|n['’]est\s+pas|não\s+é|non\s+è)"
+    r"\s+(?:(?:la|l['’]|a)\s*)?(?:(?:opci[óo]n|opção|option|opzione)\s+)?\(?[A-J]\)?,?\s*(?:sino|mais|mas|e\s+sim|ma|bensì)\b"
     r"|(?:الإجابة|الجواب)(?:\s+\w+)?\s*(?:هي|هو|:)|(?:答え|こたえ|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
     r"|^[#* \t]{0,20}(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*(?:correct|final)\s*:",
     re.IGNORECASE | re.MULTILINE,
@@ -64,6 +67,10 @@ _ANOTHER = re.compile(r"(?:^|[\s,;])[(\[]?[A-J](?:[)\]]|[.:](?=\s))")  # the nex
 _CONDITION = re.compile(r"\s*,?\s*(?:if|when|unless|provided|assuming|only\s+if)\b", re.IGNORECASE)
 _SUPPOSED = re.compile(  # right before an announcement
     r"\b(?:if|whether|suppos\w+|assum\w+|imagine)\s+(?:that\s+)?(?:the\s+(?:answer\s+)?)?$", re.IGNORECASE
+)
+_EXAMPLE = re.compile(  # an announcement in quotes, of the form that was asked for
+    r"\b(?:such\s+as|like|format|form|line|template|e\.g\.|saying|write|instructions?[^.\n]{0,40})[\s:,]*['\"‘“`]$",
+    re.IGNORECASE,
 )
 _HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
 _NOT_WRONG = r"(?!\W*\s(?:is|are)\s+(?:wrong|incorrect|false|not)\b)"  # B and C is wrong
@@ -168,8 +175,8 @@ class MultipleChoiceVerifier:
             found = _announcement(said, anchor, options)
             if found is None:
                 return frozenset()
-            supposed = _SUPPOSED.search(said[max(0, anchor.start() - 40) : anchor.start()])
-            if found and not supposed and not _hedged(_sentence(said, anchor.start()), options):
+            before = said[max(0, anchor.start() - 80) : anchor.start()]
+            if found and not _unmeant(before) and not _hedged(_sentence(said, anchor.start()), options):
                 return found
         alone = {line.strip("*_ .()[]").upper() for line in said.splitlines() if _ALONE.fullmatch(line)}
         return frozenset(alone) if len(alone) == 1 else _concluded(said, options)
@@ -294,7 +301,7 @@ def _committed(match: re.Match[str], text: str, options: Mapping[str, str]) -> f
     if (
         not dressed
         and letter == "A"
-        and re.match(r"\s+[a-z]{3,}", after)
+        and re.match(r"\s+(?:[a-z]{3,}|\d+-[a-z])", after)
         and not re.match(r"\s+(?:because|since|for|and|rather|instead|while|whereas|although|though)\b", after)
     ):
         return frozenset()
@@ -325,7 +332,7 @@ def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
         for match in reversed(list(_CONCLUDES.finditer(sentence))):
             found = re.compile(rf"\s*{_OPTION_WORD}{_LETTER}", re.IGNORECASE).match(sentence, match.end())
             doubted = _NEGATED.search(sentence[: found.start("letter")]) if found else None
-            if found and not doubted and not _SUPPOSED.search(sentence[: match.start()]):
+            if found and not doubted and not _unmeant(sentence[: match.start()]):
                 chosen = _committed(found, sentence, options)
                 if chosen:
                     return chosen
@@ -333,6 +340,11 @@ def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
         if correct and not _HEDGED_CLAIM.search(sentence[: correct.start()]):
             return frozenset([(correct["letter"] or correct["capital"]).upper()])
     return frozenset()
+
+
+def _unmeant(before: str) -> bool:
+    """Whether what follows is only supposed, or quoted as the form to answer in."""
+    return bool(_SUPPOSED.search(before) or _EXAMPLE.search(before))
 
 
 def _hedged(sentence: str, options: Mapping[str, str]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ KIND_VERIFIERS = {"multiple_choice": "multiple_choice", "code_exec": "code", "fo
 SECOND_CHECKERS = {"math": "reward.second:math_verify_says"}
 GOLD_KIND = "gold"  # rows of a dataset: no completion, only a gold to check
 MAX_GENERATED = 5_000_000  # characters of a generated completion
+MAX_FACTOR = 10**1000  # of two numbers that are multiplied
 
 
 @dataclass
@@ -89,7 +91,7 @@ def read_cases(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _expand(node: ast.expr, names: Mapping[str, Any] = {}) -> Any:
-    """Literals, + - * **, f-strings, lists, loops and a few calls (_CALLS, join): no eval on a file's text."""
+    """Literals, + - * // % **, f-strings, lists, loops and a few calls (_CALLS, join): no eval on a file's text."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name) and node.id in names:
@@ -120,8 +122,14 @@ def _combined(operator: ast.operator, left: Any, right: Any) -> Any:
         return left - right
     if isinstance(operator, ast.Pow) and abs(left) <= 1000 and 0 <= right <= 1000:
         return left**right
+    if isinstance(operator, ast.Mod) and isinstance(left, str) and not re.search(r"%[^%a-zA-Z]", left):
+        return left % (tuple(right) if isinstance(right, list) else right)
+    if isinstance(operator, (ast.FloorDiv, ast.Mod)) and isinstance(left, int) and isinstance(right, int):
+        return left // right if isinstance(operator, ast.FloorDiv) else left % right
     if not isinstance(operator, ast.Mult):
         raise ValueError(f"cannot expand {type(operator).__name__}")
+    if all(isinstance(side, (int, float)) and abs(side) < MAX_FACTOR for side in (left, right)):
+        return left * right
     size = [len(side) if isinstance(side, (str, list)) else side for side in (left, right)]
     if not all(isinstance(side, (int, float)) for side in size) or size[0] * size[1] > MAX_GENERATED:
         raise ValueError(f"generated text of {size[0]} times {size[1]}; at most {MAX_GENERATED}")
@@ -135,6 +143,7 @@ def _sized(items: Any) -> Any:
 
 
 _CALLS: dict[str, Any] = {"float": float, "str": str, "chr": chr, "int": int, "range": range, "len": len}
+_CALLS["reversed"] = lambda items: list(reversed(items))
 
 
 def _call(node: ast.Call, names: Mapping[str, Any]) -> Any:

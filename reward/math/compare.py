@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from reward.math.nodes import SCALARS, Node, UnparsedError
 from reward.math.policy import Policy
-from reward.math.scalar import free_symbols, ratio_constant, rename, same_function, same_value, scalar_equal
+from reward.math.scalar import free_symbols, ratio_constant, rename, rounds, same_function, same_value, scalar_equal
 from reward.math.sets import ORDERS, as_set, same_set
 from reward.math.structure import BOUND, parse
 
 __all__ = ["equivalent"]
-MAX_ITEMS = 200
+MAX_UNLIKE = 200  # items of two collections that are not spelt alike
 PARAMETER = "parameter"  # the symbol of "k in Z" behind a family of values, whatever its letter
 _FLIPPED = {">": "<", "ge": "le"}
 
@@ -92,6 +93,9 @@ def _relations(gold: Node, answer: Node, policy: Policy) -> bool | None:
     if gold.op == "rel" and answer.op == "rel":
         return _two_relations(gold, answer, policy)
     relation, other = (gold, answer) if gold.op == "rel" else (answer, gold)
+    for stated in _beside_rounding(relation):
+        if equivalent(stated, other, policy) if relation is gold else equivalent(other, stated, policy):
+            return True
     operators = set(relation.name.split())
     if operators <= {"=", "approx", "equiv"}:
         value = _chain_value(relation, loose=relation is answer, other=other, policy=policy)
@@ -109,6 +113,19 @@ def _relations(gold: Node, answer: Node, policy: Policy) -> bool | None:
     if not policy.inequality_as_interval:
         return False
     return _sets(gold, answer)
+
+
+def _beside_rounding(node: Node) -> tuple[Node, ...]:
+    """4/9 and 0.444 of "x = 4/9 ≈ 0.444": the decimals are that value's, and so no second guess."""
+    operators = node.name.split()
+    if "approx" not in operators:
+        return ()
+    at = operators.index("approx")
+    value, *decimals = node.args[at:]
+    if value.op not in SCALARS or not all(rounds(decimal, value) for decimal in decimals):
+        return ()
+    stated = replace(node, args=node.args[: at + 1], name=" ".join(operators[:at])) if at else value
+    return stated, *decimals
 
 
 def _chain_value(node: Node, *, loose: bool, other: Node, policy: Policy) -> Node | None:
@@ -271,20 +288,33 @@ def _tuples(gold: Node, answer: Node, policy: Policy) -> bool:
 
 
 def _ordered(ours: Sequence[Node], theirs: Sequence[Node], policy: Policy) -> bool:
-    if len(ours) != len(theirs) or len(ours) > MAX_ITEMS:
+    if len(ours) != len(theirs):
         return False
-    return all(equivalent(one, two, policy) for one, two in zip(ours, theirs, strict=True))
+    unlike = [(one, two) for one, two in zip(ours, theirs, strict=True) if one != two]
+    return len(unlike) <= MAX_UNLIKE and all(equivalent(one, two, policy) for one, two in unlike)
 
 
 def _unordered(ours: Sequence[Node], theirs: Sequence[Node], policy: Policy) -> bool:
-    if len(ours) != len(theirs) or len(ours) > MAX_ITEMS:
+    if len(ours) != len(theirs):
         return False
-    rest = list(theirs)
-    for one in ours:
+    unmatched = Counter(theirs)
+    unlike = [one for one in ours if not _take(unmatched, one)]
+    if len(unlike) > MAX_UNLIKE:
+        return False
+    rest = list(unmatched.elements())
+    for one in unlike:
         found = next((two for two in rest if equivalent(one, two, policy)), None)
         if found is None:
             return False
         rest.remove(found)
+    return True
+
+
+def _take(items: Counter[Node], item: Node) -> bool:
+    """Remove one of this spelling, if there is one."""
+    if not items[item]:
+        return False
+    items[item] -= 1
     return True
 
 

@@ -19,6 +19,11 @@ _TURN = re.compile(
     re.IGNORECASE,
 )
 _HIDDEN = re.compile(r"<!--(?:(?!<!--).)*?-->|\\[hv]?phantom\s*\{(?:[^{}]|\{[^{}]*\}){0,500}\}", re.DOTALL)
+_FORM = re.compile(  # a line that shows how an answer should look
+    r"^[ \t>*_#]*(?:(?:example|sample)\s+(?:format|answer|output|response)"
+    r"|(?:answer|output|response)?\s*(?:format|template))\s*[*_]*:.*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _COMMENT = re.compile(r"(?<![\\\d])(?<!\d\s)%[ \t].*$", re.MULTILINE)
 _GSM_NUMBER = re.compile(r"^####\s*[-$\\]?\d", re.MULTILINE)
 _GSM = re.compile(r"####\s*(.+)")
@@ -76,7 +81,7 @@ def extract(completion: str, *, prose: bool) -> Extracted | None:
     if said is None:
         return None
     said = squash(_HIDDEN.sub(" ", said) if "<!--" in said or "phantom" in said else said)
-    said = _this_turn(_COMMENT.sub("", said) if "%" in said else said)
+    said = _this_turn(_FORM.sub("", _COMMENT.sub("", said) if "%" in said else said))
     tags = last_tags(said)
     if tags:
         inner = ", ".join(tags)

@@ -222,9 +222,20 @@ class Lexer:
             self._add("text", word)
             self._here += len(word)
             return
-        for kind, part in _split_word(word):
+        parts = _split_word(word)
+        if parts == [("text", word)] and self._is_product(word, start):
+            parts = [("sym", letter) for letter in word]
+        for kind, part in parts:
             self._add(kind, part)
             self._here += len(part)
+
+    def _is_product(self, word: str, start: int) -> bool:
+        """Letters that spell a word only by chance: e^{at}, \\cos(at)."""
+        before, after = self._text[max(0, start - 40) : start], self._text[start + len(word) :]
+        if not word.isascii() or len(word) > 4 or not re.match(r"\s*[-+*/^})]", after):
+            return False
+        glued = len(word) == 2 and re.search(r"[-+*/(]\s*$", before) and word.casefold() in _WORDS_BY_CHANCE
+        return bool(glued or re.search(r"\^\s*\{[^{}]*$", before))
 
     def _command(self) -> None:
         match = re.compile(r"\\([a-zA-Z]+)\*?|\\(.)").match(self._text, self._here)
@@ -320,6 +331,7 @@ def _split_word(word: str) -> list[tuple[str, str]]:
     return [("text", word)]
 
 
+_WORDS_BY_CHANCE = frozenset(["am", "an", "as", "at", "be", "by", "do", "is", "it", "me", "my", "so", "us"])
 _SHORT_WORDS = frozenset(
     [
         "no",

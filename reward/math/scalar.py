@@ -167,6 +167,14 @@ def _within(decimal: Node, other: Node, *, cut: bool) -> bool:
         return bool(difference <= unit / 2 * (1 + mpmath.mpf(10) ** -20))
 
 
+def rounds(decimal: Node, value: Node) -> bool:
+    """Whether a decimal is a number without symbols, rounded or cut to its own last digit."""
+    decimal = _signed_inside(decimal)
+    return (
+        decimal.op == "num" and decimal.decimals >= 0 and not free_symbols(value) and _within(decimal, value, cut=True)
+    )
+
+
 def same_function(gold: Node, answer: Node) -> bool:
     """Agreement at several points: positive ones always, others where both sides are real there."""
     names = sorted(free_symbols(gold) | free_symbols(answer))

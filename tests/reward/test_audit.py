@@ -104,6 +104,10 @@ def test_generated_inputs_are_expanded(tmp_path: Path) -> None:
 def test_generators_loop_and_format(tmp_path: Path) -> None:
     row = read_cases(write(tmp_path, completion_gen="3 * chr(97) + ','.join(f'{i}^{2**i}' for i in range(3))"))[0]
     assert row["completion"] == "aaa0^1,1^2,2^4"
+    row = read_cases(write(tmp_path, completion_gen="str(10**60 * 10**70 // 10**129) + '%d%%' % (17 % 7)"))[0]
+    assert row["completion"] == "103%"
+    row = read_cases(write(tmp_path, completion_gen="''.join('%s' % i for i in reversed(range(3)))"))[0]
+    assert row["completion"] == "210"
 
 
 def test_rows_may_hold_any_unicode_line_end(tmp_path: Path) -> None:
@@ -114,7 +118,15 @@ def test_rows_may_hold_any_unicode_line_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "expression",
-    ["__import__('os').getpid()", "open('x')", "'a' * 10**9", "(", "[x for x in y]", "[str(x) for x in range(10**8)]"],
+    [
+        "__import__('os').getpid()",
+        "open('x')",
+        "'a' * 10**9",
+        "(",
+        "[x for x in y]",
+        "[str(x) for x in range(10**8)]",
+        "'%99999999d' % 1",
+    ],
 )
 def test_generators_are_no_programs(tmp_path: Path, expression: str) -> None:
     with pytest.raises(VerifierError, match="line 1"):
