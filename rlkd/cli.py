@@ -129,12 +129,13 @@ def report(
 def rollouts(
     run_folder: Annotated[Path, typer.Argument(help="a run's folder")],
     step: Annotated[int | None, typer.Option(help="default: the last one kept")] = None,
+    stage: Annotated[str | None, typer.Option(help="default: the last one that kept some")] = None,
     limit: Annotated[int, typer.Option(help="how many")] = 8,
 ) -> None:
     """Print sampled rollouts, tokens coloured by what the teacher thinks of them."""
     from rlkd.report import show_rollouts
 
-    show_rollouts(run_folder, step=step, limit=limit)
+    show_rollouts(run_folder, step=step, stage=stage, limit=limit)
 
 
 @app.command(name="eval")

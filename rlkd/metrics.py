@@ -11,7 +11,7 @@ from typing import Any
 
 Counts = Mapping[str, tuple[float, float]]
 _PEAKS = ("/max",)  # merged by maximum
-_SUMS = ("loss",)  # already divided by the global denominator: shares add up
+_SUMS = ("loss",)  # shares of ranks and micro-batches, already divided by the global denominator: they add up
 
 
 def merge(parts: Iterable[Counts]) -> dict[str, float]:
@@ -43,6 +43,7 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
             os.truncate(self.path, min(position, self.path.stat().st_size))
+        self.lines = self.path.read_bytes().count(b"\n") if self.path.exists() else 0
         self.stream = self.path.open("a", encoding="utf-8")
         self.trackers = [_tracker(kind, folder, name) for kind in trackers]
 
@@ -51,9 +52,10 @@ class MetricsLog:
         clean = {key: _finite(value) for key, value in row.items()}
         self.stream.write(json.dumps(clean, ensure_ascii=False) + "\n")
         self.stream.flush()
+        self.lines += 1
         figures = {key: value for key, value in clean.items() if isinstance(value, int | float) and key != "step"}
         for tracker in self.trackers:
-            tracker.log(figures, step=int(row["step"]))
+            tracker.log(figures, step=self.lines)  # over all stages: trackers refuse a step that begins again
 
     def position(self) -> int:
         """Bytes written so far, for the checkpoint."""

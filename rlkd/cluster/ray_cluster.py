@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,10 +56,7 @@ class Pending:
         try:
             return ray.get(self.ref, timeout=deadline_s)
         except ray.exceptions.GetTimeoutError:
-            raise ClusterError(
-                f"{self.worker.name} made no progress in `{self.what}` for {deadline_s:.0f} s; its log "
-                f"{self.worker.log_file} ends with\n{self.worker.tail()}"
-            ) from None
+            raise self.stuck(deadline_s) from None
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, RlkdError):
@@ -72,6 +70,13 @@ class Pending:
                 f"{self.worker.name} died in `{self.what}` ({type(error).__name__}); its log "
                 f"{self.worker.log_file} ends with\n{self.worker.tail()}"
             ) from error
+
+    def stuck(self, seconds: float) -> ClusterError:
+        """What to raise when the call has shown no progress for so long."""
+        return ClusterError(
+            f"{self.worker.name} made no progress in `{self.what}` for {seconds:.0f} s; its log "
+            f"{self.worker.log_file} ends with\n{self.worker.tail()}"
+        )
 
 
 def gather(pending: Sequence[Pending], deadline_s: float) -> list[Any]:
@@ -93,12 +98,18 @@ def gather(pending: Sequence[Pending], deadline_s: float) -> list[Any]:
     return [call.result(deadline_s) for call in pending]
 
 
+def _free(log_file: Path) -> Path:
+    """The next name for an older log: name.1.log, name.2.log, ..."""
+    return next(path for n in count(1) if not (path := log_file.with_suffix(f".{n}.log")).exists())
+
+
 @dataclass
 class Cluster:
     """A Ray cluster that this run started, or joined through RAY_ADDRESS or the launcher."""
 
     log_dir: Path
     start_deadline_s: float
+    note: Callable[[str], None] = print  # tells of a worker that was replaced
     hardware: Hardware = field(init=False)
     workers: list[Worker] = field(default_factory=list)
 
@@ -151,7 +162,8 @@ class Cluster:
 
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(*bundle)
         log_file = self.log_dir / f"{name}.log"
-        log_file.unlink(missing_ok=True)
+        if log_file.exists():  # of a worker that died, or of the run before it was killed
+            log_file.rename(_free(log_file))
         worker = Worker(name, ray.remote(Host).options(**options).remote(str(log_file)), log_file)
         self.workers.append(worker)
         return worker

@@ -20,6 +20,7 @@ class StepPass:
     step: int
     proximal: Kept
     keep: int
+    updates: int = 1  # of the step: the loss it tells is their mean
     counts: Counts = field(default_factory=dict)
     kept: Kept = field(default_factory=dict)
 

@@ -124,7 +124,7 @@ class Learner:
         proximal: dict[int, list[float]] = {}
         for update in updates if len(updates) > 1 else ():  # the policy will move within the step: keep where it stood
             proximal |= self._scores(update)
-        pass_ = StepPass(step, proximal, keep)
+        pass_ = StepPass(step, proximal, keep, len(updates))
         for index, update in enumerate(updates):
             self._update(update, pass_, first=index == 0)
         pass_.counts["learner_memory_gib/max"] = (peak_memory_gib(), 1.0)
@@ -171,7 +171,7 @@ class Learner:
             signals = replace(signals, teacher_logprobs=batch.scatter(taught))
         loss, stats = self.loss(signals, update.denominators, pass_.step)
         counts = pass_.counts
-        add_figure(counts, "loss", float(loss.detach()), 0)
+        add_figure(counts, "loss", float(loss.detach()) / pass_.updates, 0)
         for name, (total, count) in stats.items():
             add_figure(counts, name, float(total), float(count))
         mask = signals.response_mask

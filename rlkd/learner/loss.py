@@ -92,17 +92,26 @@ class PolicyGradientLoss:
                 distill_coef=weight,
                 keep=signals.distill_rows,
             )
-        per_token = surrogate(chosen, signals, advantages) * correction(chosen.correction, signals)
-        if chosen.kl_coef and signals.reference_logprobs is not None:
-            pull = objectives.reverse_kl_k2(
-                policy_logprobs=signals.policy_logprobs, teacher_logprobs=signals.reference_logprobs
-            )
-            per_token = per_token + chosen.kl_coef * pull
-        mask = signals.response_mask
-        loss = objectives.reduce(per_token, mask, kind=chosen.reduction, denominator=denominators.policy)
+        importance = correction(chosen.correction, signals)
+        loss = reduced(chosen, surrogate(chosen, signals, advantages) * importance, signals, denominators)
         if isinstance(chosen, KdrlObjective) and chosen.form == "joint" and weight:
-            loss = loss + weight * _distill_term(chosen.estimator, chosen.reduction, signals, denominators)
-        return loss, stats(signals, chosen)
+            loss = loss + weight * _distill_term(chosen.estimator, chosen.reduction, signals, denominators, importance)
+        return loss + reference_term(chosen, signals, denominators), stats(signals, chosen)
+
+
+def reduced(chosen: PolicyGradient, per_token: Tensor, signals: Signals, denominators: Denominators) -> Tensor:
+    """A per-token loss of the sampled rows as the objective reduces it."""
+    return objectives.reduce(per_token, signals.response_mask, kind=chosen.reduction, denominator=denominators.policy)
+
+
+def reference_term(chosen: PolicyGradient, signals: Signals, denominators: Denominators) -> Tensor | float:
+    """kl_coef * reverse KL (k2) to the reference; ``signals`` are cleaned."""
+    if not chosen.kl_coef or signals.reference_logprobs is None:
+        return 0.0
+    pull = objectives.reverse_kl_k2(
+        policy_logprobs=signals.policy_logprobs, teacher_logprobs=signals.reference_logprobs
+    )
+    return chosen.kl_coef * reduced(chosen, pull, signals, denominators)
 
 
 @dataclass(frozen=True)
@@ -189,8 +198,8 @@ def _distill_term(
     return objectives.reduce(per_token * weight, mask, kind=reduction, denominator=denominators.distill)  # type: ignore[arg-type]
 
 
-def stats(signals: Signals, chosen: PolicyGradient | None) -> Stats:
-    """Figures of the step, without gradient, each with its own count."""
+def stats(signals: Signals, chosen: PolicyGradient | None, *, taught: Tensor | None = None) -> Stats:
+    """Figures of the step, without gradient, each with its own count; ``taught``: [B, T] what a teacher scored."""
     with torch.no_grad():
         mask = signals.response_mask
         count = mask.sum()
@@ -203,7 +212,8 @@ def stats(signals: Signals, chosen: PolicyGradient | None) -> Stats:
             stats["ratio"] = (masked_sum(ratio, mask), count)
         if signals.teacher_logprobs is not None:
             gap = signals.policy_logprobs - signals.teacher_logprobs
-            stats["kl_to_teacher"] = (masked_sum(gap, mask), count)  # k1: unbiased for reverse KL, on-policy
+            scored = mask if taught is None else taught
+            stats["kl_to_teacher"] = (masked_sum(gap, scored), scored.sum())  # k1: unbiased for reverse KL, on-policy
         if signals.reference_logprobs is not None:
             stats["kl_to_reference"] = (masked_sum(signals.policy_logprobs - signals.reference_logprobs, mask), count)
         return stats

@@ -80,7 +80,8 @@ def plan_micro_batches(rows: Sequence[TrainRow], *, token_budget: int) -> list[l
     A group over the budget is cut into parts that repeat the prompt; one row over it is a micro-batch of its own.
     Long groups first, so that micro-batches are even and completions of like length meet.
     """
-    parts = [part for group in split_groups(rows) for part in _cut(group, token_budget)]
+    by_length = [sorted(group, key=lambda row: -len(row.completion_ids)) for group in split_groups(rows)]
+    parts = [part for group in by_length for part in cut_group(group, token_budget)]
     parts.sort(key=lambda part: -group_cost(part))
     bins: list[list[list[TrainRow]]] = []
     costs: list[int] = []
@@ -96,9 +97,10 @@ def plan_micro_batches(rows: Sequence[TrainRow], *, token_budget: int) -> list[l
     return bins
 
 
-def _cut(group: list[TrainRow], token_budget: int) -> list[list[TrainRow]]:
+def cut_group(group: Sequence[TrainRow], token_budget: int) -> list[list[TrainRow]]:
+    """Rows of one prompt, in order, as parts within the budget; a row that exceeds it is a part of its own."""
     parts: list[list[TrainRow]] = [[]]
-    for row in sorted(group, key=lambda row: -len(row.completion_ids)):
+    for row in group:
         if parts[-1] and group_cost([*parts[-1], row]) > token_budget:
             parts.append([])
         parts[-1].append(row)

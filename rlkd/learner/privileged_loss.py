@@ -21,6 +21,8 @@ from rlkd.learner.loss import (
     clean,
     coefficient,
     correction,
+    reduced,
+    reference_term,
     stats,
     surrogate,
 )
@@ -68,7 +70,7 @@ def build_privileged_loss(objective: PolicyGradient | AlmObjective) -> Loss:
 
 @dataclass(frozen=True)
 class DistributionLoss:
-    """reward_coef * policy gradient + distill_coef * divergence from the teacher, at the policy's own samples."""
+    """reward_coef * policy gradient + distill_coef * divergence from the teacher + kl_coef * KL to the reference."""
 
     objective: OpsdObjective | OpdObjective
 
@@ -77,12 +79,15 @@ class DistributionLoss:
         weight = coefficient(chosen.distill_coef, step)
         mask = signals.response_mask & signals.distill_rows[:, None]
         terms: list[Tensor] = []
-        figures = stats(cleaned, chosen if chosen.reward_coef else None)
+        figures = stats(cleaned, chosen if chosen.reward_coef else None, taught=mask)
+        importance = correction(chosen.correction, cleaned)
         if chosen.reward_coef:
-            pull, _ = PolicyGradientLoss(chosen)(signals, denominators, step)
-            terms.append(chosen.reward_coef * pull)
+            per_token = surrogate(chosen, cleaned, cleaned.advantages) * importance
+            terms.append(chosen.reward_coef * reduced(chosen, per_token, cleaned, denominators))
+        if chosen.kl_coef:
+            terms.append(torch.as_tensor(reference_term(chosen, cleaned, denominators)))
         if getattr(chosen, "kl_in", "loss") == "loss" and weight and bool(mask.any()):
-            per_token = self._per_token(cleaned) * correction(chosen.correction, cleaned)
+            per_token = self._per_token(cleaned) * importance
             term = objectives.reduce(per_token, mask, kind=chosen.reduction, denominator=denominators.distill)
             terms.append(weight * term)
         # a micro-batch without any taught row still joins the backward pass, with nothing

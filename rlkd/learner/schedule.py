@@ -10,8 +10,8 @@ from rlkd.recipe.schema import OptimSpec
 def learning_rate(optim: OptimSpec, update: int, total: int) -> float:
     """The learning rate of update ``update`` (from 0) of ``total``.
 
-    Linear warm-up over ``warmup_steps`` (the first update already moves), then constant, linear or cosine decay to
-    ``min_lr_ratio * lr`` at the last update.
+    Linear warm-up over ``warmup_steps`` (the first update already moves), then constant, linear or cosine decay that
+    would be at ``min_lr_ratio * lr`` after the last update: every update moves.
     """
     if update < optim.warmup_steps:
         return optim.lr * (update + 1) / (optim.warmup_steps + 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlkd.divergences import Kind
 from rlkd.errors import NumericsError, TeacherError
 from rlkd.learner.comparison import Comparison, Head, HiddenComparison, Measure
-from rlkd.learner.packing import MicroBatch, blank, group_cost, pack, plan_micro_batches
+from rlkd.learner.packing import MicroBatch, blank, cut_group, group_cost, pack, plan_micro_batches
 from rlkd.learner.policy import PackedPolicy, PolicyOutput
 from rlkd.learner.teacher_views import boundaries, sent_comparisons
 from rlkd.recipe import Recipe
@@ -147,11 +147,12 @@ def _runs(rows: Sequence[TrainRow]) -> list[list[TrainRow]]:
 
 
 def parts(batch: MicroBatch, token_budget: int) -> Iterator[MicroBatch]:
-    """The same groups in order, in packs of bounded size."""
+    """The same rows in order, in packs of at most ``token_budget`` tokens where a single row allows it."""
     groups = _runs(batch.rows)
     if sum(map(group_cost, groups)) <= token_budget:
         yield batch
         return
+    groups = [part for group in groups for part in cut_group(group, token_budget)]
     part: list[list[TrainRow]] = []
     used = 0
     for group in groups:

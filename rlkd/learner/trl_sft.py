@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkd.checkpoint import read_json, write_json
+from rlkd.errors import CheckpointError
 from rlkd.learner.deepspeed_engine import forget_shared_names
 from rlkd.learner.schedule import learning_rate
 from rlkd.learner.worker import join_process_group
@@ -80,18 +82,17 @@ class SftWorker:
         trainer = _trainer(model, tokenizer, pairs, spec, hardware, seed, half, self.world_size, saving.sft_every)
         trainer.add_callback(Progress())
         result = trainer.train(resume_from_checkpoint=resume)
-        model.to(torch.float32)
+        if (hardware.zero_stage or 0) < 3:  # there the shards are gathered as they are
+            model.to(torch.float32)
         trainer.save_model(str(half / "policy"))
-        if self.rank == 0:
-            tokenizer.save_pretrained(half / "policy")
-            shutil.rmtree(output, ignore_errors=True)
-            (half / "policy").rename(output)
-            shutil.rmtree(half, ignore_errors=True)
-        return {
+        record = {
             "loss": _mean_loss(trainer.state.log_history),
             "tokens": float(trainer.state.num_input_tokens_seen),
             "wall_s": float(result.metrics["train_runtime"]),
         }
+        if self.rank == 0:
+            _hand_over(half, Path(output), tokenizer, record)
+        return record
 
 
 def _trainer(
@@ -175,6 +176,27 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(f"{_COMPLETE}-"))
 
 
+def finished(output: str | Path) -> dict[str, float] | None:
+    """What ``train`` returned for a model that is complete; None where it isn't."""
+    record = _record(output)
+    return read_json(record) if record.exists() and Path(output).exists() else None
+
+
+def _record(output: str | Path) -> Path:
+    return Path(output).parent / "trained.json"
+
+
+def _hand_over(half: Path, output: Path, tokenizer: Any, record: Mapping[str, Any]) -> None:
+    """Give the model its final name, and only then let the checkpoints go."""
+    if not any((half / "policy").glob("*.safetensors")):
+        raise CheckpointError(f"{half / 'policy'}: the fine-tuned model was saved without its weights")
+    tokenizer.save_pretrained(half / "policy")
+    shutil.rmtree(output, ignore_errors=True)
+    (half / "policy").rename(output)
+    write_json(_record(output), record)
+    shutil.rmtree(half, ignore_errors=True)
+
+
 def _keep_checkpoint(folder: Path, step: int, kept: int) -> None:
     """Give what TRL has just written its final name, in one step, and let the oldest go."""
     from transformers.trainer_utils import rotate_checkpoints
@@ -195,7 +217,7 @@ def micro_batch_rows(rows: int, max_length: int, token_budget: int) -> int:
 
 
 def _zero(learner: LearnerSpec) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": learner.zero_stage}
+    zero: dict[str, Any] = {"stage": learner.zero_stage, "stage3_gather_16bit_weights_on_model_save": True}
     if learner.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {

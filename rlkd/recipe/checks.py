@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from rlkd.errors import RecipeError
 from rlkd.recipe.data import ReasoningGymData
-from rlkd.recipe.models import ScratchModel, TeacherSpec
+from rlkd.recipe.models import RoutedTeachers, ScratchModel, TeacherSpec
+from rlkd.recipe.objective_checks import CHECKS as OBJECTIVE_CHECKS
 from rlkd.recipe.offline_checks import CHECKS as OFFLINE_CHECKS
 from rlkd.recipe.privileged_checks import CHECKS as PRIVILEGED_CHECKS
 from rlkd.recipe.privileged_checks import separate_teachers
@@ -140,13 +142,25 @@ def _weights(recipe: Recipe) -> Iterator[str]:
         )
 
 
+_FOLDER, _ALLOWED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*"), "use letters, digits, '.', '_' and '-'"
+
+
 def _stages(recipe: Recipe) -> Iterator[str]:
     names = [stage.name for stage in recipe.stages]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"stages: the name '{name}' is used {names.count(name)} times; give each stage a `name:` of its own"
     for index, stage in enumerate(recipe.stages):
-        if not all(char.isalnum() or char in "._-" for char in stage.name):
-            yield f"stages.{index}.name: '{stage.name}' names a folder; use letters, digits, '.', '_' and '-'"
+        if not _FOLDER.fullmatch(stage.name):
+            yield f"stages.{index}.name: '{stage.name}' names a folder; {_ALLOWED}"
+    if isinstance(recipe.teacher, RoutedTeachers):
+        default = recipe.teacher.default
+        if default is not None and default not in recipe.teacher.teachers:
+            yield f"teacher.default: '{default}' is none of {sorted(recipe.teacher.teachers)}"
+        for name in recipe.teacher.teachers:
+            if not _FOLDER.fullmatch(name):
+                yield f"teacher.teachers: '{name}' names a folder; {_ALLOWED}"
+            if name == "policy":
+                yield "teacher.teachers: 'policy' is the trained model's own name; give the teacher another"
 
 
 def _evaluation(recipe: Recipe) -> Iterator[str]:
@@ -172,6 +186,9 @@ def _schedules(recipe: Recipe) -> Iterator[str]:
     if longest and recipe.optim.warmup_steps > longest:
         yield f"optim.warmup_steps: {recipe.optim.warmup_steps} exceeds the stage's {longest} updates"
     for index, stage in enumerate(recipe.stages):
+        ranks = recipe.cluster.learner_workers or 1  # unknown before the launcher has spoken
+        if isinstance(stage, SftStage) and stage.batch_size % ranks:
+            yield f"stages.{index}.batch_size: {stage.batch_size} rows do not divide among {ranks} learner_workers"
         if isinstance(stage, SftStage) and stage.optim.warmup_steps > stage.steps:
             yield f"stages.{index}.optim.warmup_steps: {stage.optim.warmup_steps} exceeds its {stage.steps} steps"
 
@@ -211,6 +228,7 @@ _CHECKS: tuple[Check, ...] = (
     _schedules,
     _placeholders,
     _options,
+    *OBJECTIVE_CHECKS,
     *PRIVILEGED_CHECKS,
     *OFFLINE_CHECKS,
 )

@@ -147,6 +147,8 @@ def _transport(recipe: Recipe) -> Iterator[str]:
     kinds = {spec.transport for spec in teachers.values()}
     if len(kinds) > 1:
         yield f"teacher.teachers: transports {sorted(kinds)} in one batch; use the same for all"
+    if len({spec.top_k for spec in teachers.values() if spec.transport == "top_k"}) > 1:
+        yield f"teacher.teachers: top_k {[spec.top_k for spec in teachers.values()]} in one batch; use the same for all"
     for name, spec in teachers.items():
         where = "teacher" if name == "teacher" else f"teacher.teachers.{name}"
         if isinstance(objective, OpdObjective):
@@ -183,7 +185,7 @@ def _shares(recipe: Recipe) -> Iterator[str]:
     objective = recipe.objective
     if isinstance(objective, PiDistillObjective):
         share = objective.teacher_share
-        ends = [share.value] if isinstance(share, ConstantCoef) else [getattr(share, n, 0.0) for n in ("start", "end")]
+        ends = [getattr(share, name) for name in ("value", "start", "end") if hasattr(share, name)]
         if any(end > 1 for end in ends):
             yield f"objective.teacher_share: {ends} leaves [0, 1]"
     if isinstance(objective, RltfObjective):

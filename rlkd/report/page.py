@@ -171,7 +171,7 @@ def _fine_tuning(run: RunRecord) -> str:
 def _rollouts(run: RunRecord) -> str:
     if not run.rollouts:
         return ""
-    steps = "".join(f'<option value="{step}">{step}</option>' for step in run.rollouts)
+    steps = "".join(f'<option value="{label}">{label}</option>' for label in _labels(run))
     modes = (
         ("policy_logprobs", "policy log-prob"),
         ("teacher_logprobs", "teacher log-prob"),
@@ -184,14 +184,23 @@ def _rollouts(run: RunRecord) -> str:
     )
     options = "".join(f'<option value="{key}">{name}</option>' for key, name in modes)
     return (
-        f'<form class="controls"><label>step <select id="step">{steps}</select></label>'
+        f'<form class="controls"><label>rollouts of <select id="step">{steps}</select></label>'
         f'<label>colour by <select id="mode">{options}</select></label><span id="scale"></span></form>'
         '<div id="groups"><noscript>The rollouts are drawn by script.</noscript></div>'
     )
 
 
 def _viewer_data(run: RunRecord) -> dict[str, list[Row]]:
-    return {str(step): [_viewer_row(row) for row in rows] for step, rows in run.rollouts.items()}
+    return {label: [_viewer_row(row) for row in rows] for label, rows in _labels(run).items()}
+
+
+def _labels(run: RunRecord) -> dict[str, list[Row]]:
+    """Kept rollouts by what the reader picks them by; no label is a number alone, which a script would reorder."""
+    stages = {stage for stage, _ in run.rollouts}
+    return {
+        f"step {step}" if len(stages) == 1 else f"{stage}, step {step}": rows
+        for (stage, step), rows in run.rollouts.items()
+    }
 
 
 def _viewer_row(row: Row) -> Row:

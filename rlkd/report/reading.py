@@ -20,7 +20,7 @@ class RunRecord:
     recipe: Row
     manifest: Row
     metrics: list[Row]
-    rollouts: dict[int, list[Row]]  # step -> rollouts, groups together
+    rollouts: dict[tuple[str, int], list[Row]]  # (stage, step), in order -> rollouts, groups together
     fine_tuning: dict[str, list[tuple[int, float]]]  # stage -> (step, loss)
     stages: dict[str, Row]  # finished stage -> its record
     summary: Row | None
@@ -31,14 +31,16 @@ def read_run(folder: str | Path) -> RunRecord:
     path = Path(folder)
     if not (path / "recipe.json").is_file():
         raise CheckpointError(f"{path} holds no run (no recipe.json); give the folder that --out named")
+    recipe = _json(path / "recipe.json") or {}
     return RunRecord(
         path=path,
-        recipe=_json(path / "recipe.json") or {},
+        recipe=recipe,
         manifest=_json(path / "manifest.json") or {},
         metrics=read_lines(path / "metrics.jsonl"),
         rollouts={
-            int(file.stem.partition("-")[2]): read_lines(file)
-            for file in sorted((path / "rollouts").glob("step-*.jsonl"))
+            (stage["name"], int(file.stem.partition("-")[2])): read_lines(file)
+            for stage in recipe.get("stages", [])
+            for file in sorted((path / "rollouts" / stage["name"]).glob("step-*.jsonl"))
         },
         fine_tuning={
             file.parent.name.partition("-")[2]: _losses(file) for file in sorted(path.glob("stages/*/progress.txt"))

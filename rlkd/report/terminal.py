@@ -13,8 +13,15 @@ from rlkd.report.reading import Row, read_run, readable_tokens
 _STRONG = 2.0  # nats of teacher minus policy at which a token's colour is full
 
 
-def show_rollouts(folder: str | Path, *, step: int | None = None, limit: int = 8, out: Console | None = None) -> None:
-    """Print the rollouts kept at a step (default: the last).
+def show_rollouts(
+    folder: str | Path,
+    *,
+    step: int | None = None,
+    stage: str | None = None,
+    limit: int = 8,
+    out: Console | None = None,
+) -> None:
+    """Print the rollouts kept at a step of a stage (default: the last of each).
 
     Tokens are green where the teacher gives them more probability than the policy, red where less; without a teacher
     the unlikely ones are red.
@@ -25,14 +32,17 @@ def show_rollouts(folder: str | Path, *, step: int | None = None, limit: int = 8
     kept = read_run(folder).rollouts
     if not kept:
         raise CheckpointError(f"{folder}: no rollouts were kept yet")
-    chosen = max(kept) if step is None else step
-    if chosen not in kept:
-        raise CheckpointError(f"{folder}: none kept at step {chosen}; there are {', '.join(map(str, kept))}")
+    chosen = [at for at in kept if stage in (None, at[0]) and step in (None, at[1])]
+    if not chosen:
+        asked = " ".join([f"stage '{stage}'"] * (stage is not None) + [f"step {step}"] * (step is not None))
+        there = ", ".join(f"{name} {at}" for name, at in kept)
+        raise CheckpointError(f"{folder}: none kept at {asked}; there are {there}")
+    name, at = chosen[-1]
     group = None
-    for row in kept[chosen][:limit]:
+    for row in kept[name, at][:limit]:
         if row["group"] != group:
             group = row["group"]
-            out.print(Text(f"\nstep {chosen}, {row['id']}, answer {row['answer']!r}", "bold"))
+            out.print(Text(f"\n{name}, step {at}, {row['id']}, answer {row['answer']!r}", "bold"))
             out.print(Text(row["prompt"], "dim"))
         out.print(_facts(row))
         out.print(_tokens(row))

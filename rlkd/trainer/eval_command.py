@@ -93,7 +93,7 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
                 time_limit_s=spec.time_limit_s,
                 memory_limit_mb=spec.memory_limit_mb,
             ) as pool,
-            Cluster(out / "logs", recipe.cluster.start_deadline_s) as cluster,
+            Cluster(out / "logs", recipe.cluster.start_deadline_s, console.note) as cluster,
         ):
             check_fit(recipe, cluster.hardware)
             run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts, prompts, pool)

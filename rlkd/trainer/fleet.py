@@ -85,7 +85,17 @@ class Fleet:
         """Run a method without arguments on every worker and wait."""
         gather([worker.submit(method) for worker in self.workers], self.deadline_s)
 
-    def retry(self, dead: Worker, method: str, index: int, share: list[Any], options: dict[str, Any]) -> Any:
+    def revive(self) -> None:
+        """Replace workers that died while they had nothing to do."""
+        for index, call in enumerate([worker.submit("score", []) for worker in self.workers]):
+            try:
+                call.result(self.deadline_s)
+            except ClusterError as error:
+                self._replace(index, error)
+
+    def retry(
+        self, dead: Worker, error: ClusterError, method: str, index: int, share: list[Any], options: dict[str, Any]
+    ) -> Any:
         """Replace a dead worker and repeat its share. Seeds are in the requests, so the answer is the same.
 
         Raises: the last ClusterError, when replacements die as well.
@@ -93,15 +103,16 @@ class Fleet:
         for attempt in range(_REPLACEMENTS):
             try:
                 if self.workers[index] is dead:  # else another batch of its has replaced it already
-                    self._replace(index)
+                    self._replace(index, error)
                 return self.workers[index].submit(method, share, **options).result(self.deadline_s)
-            except ClusterError:
+            except ClusterError as again:
                 if attempt == _REPLACEMENTS - 1:
                     raise
-                dead = self.workers[index]
+                dead, error = self.workers[index], again
         raise AssertionError("a loop that returns or raises")
 
-    def _replace(self, index: int) -> None:
+    def _replace(self, index: int, error: ClusterError) -> None:
+        self.cluster.note(f"replacing a worker: {error}")
         self.replaced += 1
         self.cluster.stop(self.workers[index])
         self._start(index).result(self.deadline_s)
@@ -128,10 +139,10 @@ class Dealt:
         for index, call in enumerate(self.calls):
             try:
                 answers.append(call.result(self.fleet.deadline_s) if call else None)
-            except ClusterError:
+            except ClusterError as error:
                 assert call is not None
                 share = self.shares[index]
-                answers.append(self.fleet.retry(call.worker, self.method, index, share, self.options))
+                answers.append(self.fleet.retry(call.worker, error, self.method, index, share, self.options))
         return answers
 
     def in_order(self, answers: Sequence[Sequence[Any] | None]) -> list[Any]:

@@ -33,5 +33,4 @@ def as_teacher(run: Run, folder: Path) -> Run:
         builder=builder,
         train_prompts=sides[0],
         eval_prompts=sides[1],
-        rollouts=None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -194,10 +195,20 @@ def _headline(row: dict[str, Any]) -> str:
 
 
 def prepare_offline(run: Run, models: dict[str, Path], root: Path) -> None:
-    """Before the first stage: the pairs that don't wait for a trained model. Raises: RecipeError when none is left."""
+    """Before the first stage: the pairs that don't wait for a trained model.
+
+    Raises: RecipeError when none or too few are left.
+    """
     for index, stage in offline_stages(run.recipe):
-        if stage.pairs.kind != "sampled":
-            gather_pairs(run, stage, run.folder.stage(index, stage.name), models=models, root=root)
+        if stage.pairs.kind == "sampled":
+            continue
+        place = run.folder.stage(index, stage.name)
+        pairs = gather_pairs(run, stage, place, models=models, root=root)
+        try:
+            check_size(stage, len(pairs))
+        except RecipeError:
+            shutil.rmtree(place)  # quickly gathered again; left, it would bind the folder to the wrong recipe
+            raise
 
 
 def run_offline(run: Run, stage: OfflineStage, *, place: Path, models: dict[str, Path], root: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Publication:
     def publish(self, fleet: Fleet, version: int) -> None:
         """Weights to every engine, and proof that each now computes with them. Raises: RlkdError where one does not."""
         recipe = self.run.recipe
+        fleet.revive()
         published = self._send(fleet, version)
         row = TrainRow(0, self.probe[0], self.probe[1], (0.0,) * len(self.probe[1]), advantage=0.0)
         expected = self.learners.submit("score", [row])

@@ -68,7 +68,7 @@ class RlTrainer:
             check_contract(run, self.rollouts, self.learners, self.teacher)
             self._watch()
         log = run.open_metrics(latest)
-        rollout_log = RolloutLog(run.folder.path / "rollouts", run.recipe.log, run.tokenizer)
+        rollout_log = RolloutLog(run.folder.path / "rollouts" / self.stage.name, run.recipe.log, run.tokenizer)
         with closing(log), run.console.bar(self.stage.name, self.stage.steps) as bar:
             done, stops = started, False
             while done < self.stage.steps and not stops:

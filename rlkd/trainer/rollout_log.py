@@ -13,7 +13,7 @@ from rlkd.trainer.assemble import Judged
 
 
 class RolloutLog:
-    """``rollouts/step-000005.jsonl``: one rollout a line, whole groups, first groups of the step."""
+    """``rollouts/<stage>/step-000005.jsonl``: one rollout a line, whole groups, first groups of the step."""
 
     def __init__(self, folder: Path, spec: LogSpec, tokenizer: Any) -> None:
         self.folder, self.spec, self.tokenizer = folder, spec, tokenizer

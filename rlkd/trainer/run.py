@@ -89,7 +89,7 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
             time_limit_s=verifier.time_limit_s,
             memory_limit_mb=verifier.memory_limit_mb,
         ) as pool,
-        Cluster(folder.path / "logs", recipe.cluster.start_deadline_s) as cluster,
+        Cluster(folder.path / "logs", recipe.cluster.start_deadline_s, console.note) as cluster,
     ):
         check_fit(recipe, cluster.hardware)
         for slow in slow_precisions(recipe, cluster.hardware):
@@ -247,9 +247,8 @@ def _run_stage(run: Run, stage: Stage, place: Path, current: dict[str, Path], ro
             checkpoints=run.folder.path / "checkpoints" / stage.name,
         )
         result = trainer.train(place / "policy")
-    record = {"result": result, "metrics_position": run.metrics_position, **_totals(run)}
-    record["eval"] = _evaluate_folder(run, stage.name, place / "policy", "policy")
-    return record
+    evaluation = _evaluate_folder(run, stage.name, place / "policy", "policy")
+    return {"result": result, "metrics_position": run.metrics_position, "eval": evaluation, **_totals(run)}
 
 
 def _evaluate_folder(run: Run, label: str, folder: Path, target: str) -> dict[str, Any] | None:

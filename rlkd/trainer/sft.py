@@ -9,7 +9,7 @@ from typing import Any
 from rlkd.cluster import Pending, gather
 from rlkd.data.source import load_held_in
 from rlkd.errors import RecipeError
-from rlkd.learner.trl_sft import checkpoint_step, latest_checkpoint
+from rlkd.learner.trl_sft import checkpoint_step, finished, latest_checkpoint
 from rlkd.recipe.schema import SftStage
 from rlkd.records import Prompt
 from rlkd.trainer.context import Run
@@ -20,6 +20,9 @@ SFT_WORKER = "rlkd.learner.trl_sft:SftWorker"
 
 def run_sft(run: Run, stage: SftStage, *, source: Path, output: Path, root: Path) -> dict[str, Any]:
     """Fine-tune ``source`` into ``output``. A killed stage goes on from its last checkpoint, with equal results."""
+    if (record := finished(output)) is not None:
+        run.console.status(f"{stage.name}: trained before")
+        return record
     pairs = _pairs(run, stage, root)
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = output.parent / "progress.txt"
@@ -111,18 +114,19 @@ def _follow(run: Run, stage: SftStage, calls: list[Pending], progress: Path) -> 
 
     deadline = run.recipe.cluster.step_deadline_s
     moved, seen = time.monotonic(), ""
+    waiting = {call.ref: call for call in calls}
     with run.console.bar(stage.name, stage.steps) as bar:
-        while True:
-            done, _ = ray.wait([calls[0].ref], timeout=0.5)
+        while waiting:
+            ended, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0.5)
+            for ref in ended:
+                waiting.pop(ref).result(deadline)  # the others wait for a rank that failed
             text = progress.read_text(encoding="utf-8") if progress.exists() else ""
             if text != seen:
                 moved, seen = time.monotonic(), text
                 step, loss = text.splitlines()[-1].split()
                 bar.update(int(step), f"loss {float(loss):.3f}")
-            if done:
-                break
-            if time.monotonic() - moved > deadline:
-                calls[0].result(0.0)  # raises the error that names the worker
+            if waiting and time.monotonic() - moved > deadline:
+                raise next(iter(waiting.values())).stuck(deadline)
         results = gather(calls, deadline)
         bar.update(stage.steps, f"loss {results[0]['loss']:.3f}")
     return dict(results[0])

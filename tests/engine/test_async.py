@@ -25,6 +25,7 @@ OVERRIDES = [
     "checkpoint.every=2",
     "cluster.schedule=async",
     "cluster.max_staleness=1",
+    "objective.correction={kind: truncate, high: 2.0}",
 ]
 
 

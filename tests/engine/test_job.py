@@ -48,10 +48,10 @@ def test_the_run_folder_keeps_its_contract(undisturbed: Path) -> None:
 
 
 def test_kept_rollouts_carry_every_log_prob(undisturbed: Path) -> None:
-    assert sorted(p.name for p in (undisturbed / "rollouts").iterdir()) == [
+    assert sorted(p.name for p in (undisturbed / "rollouts" / "kdrl").iterdir()) == [
         f"step-{step:06d}.jsonl" for step in (1, 2, 4)
     ]
-    for line in (undisturbed / "rollouts" / "step-000002.jsonl").read_text().splitlines():
+    for line in (undisturbed / "rollouts" / "kdrl" / "step-000002.jsonl").read_text().splitlines():
         row = json.loads(line)
         count = len(row["token_ids"])
         for name in ("tokens", "rollout_logprobs", "teacher_logprobs", "policy_logprobs"):

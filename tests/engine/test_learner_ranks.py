@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,18 +14,21 @@ import torch
 from torch import Tensor
 
 from rlkd.cluster import Cluster, Pending, Worker, gather
+from rlkd.errors import ClusterError
 from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import split_groups
 from rlkd.learner.policy import load_causal_lm
-from rlkd.learner.trl_sft import checkpoint_step, latest_checkpoint
+from rlkd.learner.trl_sft import checkpoint_step, finished, latest_checkpoint
 from rlkd.recipe import Recipe, validate_recipe
 from rlkd.recipe.offline import DpoObjective, FilePairs
 from rlkd.recipe.schema import OfflineStage, OptimSpec, SftStage
 from rlkd.records import TrainRow
 from rlkd.trainer.assemble import plan_updates, share_update
+from rlkd.trainer.console import Console
 from rlkd.trainer.offline import pair_rows
 from rlkd.trainer.pair_file import Pair
+from rlkd.trainer.sft import _follow
 
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
 
@@ -230,12 +234,26 @@ def test_sft_does_not_depend_on_micro_batches(cluster: Cluster, folders: dict[st
     assert apart < 1e-6 * moved
 
 
+def test_a_rank_that_fails_in_sft_is_named_at_once(cluster: Cluster, folders: dict[str, Path], tmp_path: Path) -> None:
+    """The other ranks wait for it; to ask rank 0 alone would blame rank 0, after the deadline of a step."""
+    stage = SftStage(steps=2, batch_size=8, max_length=50)
+    workers = sft_workers(cluster, 2)
+    calls = submit_sft(workers[:1], folders["teacher"], tmp_path / "out", stage)
+    calls += submit_sft(workers[1:], tmp_path / "nothing", tmp_path / "out", stage)
+    recipe = SimpleNamespace(cluster=SimpleNamespace(step_deadline_s=300.0))
+    run: Any = SimpleNamespace(recipe=recipe, console=Console())
+    with pytest.raises(ClusterError, match="sft-1 failed in `train`"):
+        _follow(run, stage, calls, tmp_path / "out.txt")
+    for worker in workers:
+        cluster.stop(worker)
+
+
 def test_sft_on_two_ranks_goes_on_from_its_checkpoint(
     cluster: Cluster, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Killed after its first pass over the data; ZeRO-2 shards the optimizer."""
+    """Killed after its first pass over the data; ZeRO-3 shards optimizer and weights. ZeRO-2 gets the same weights."""
     stage = SftStage(steps=40, batch_size=4, max_length=50, optim=OptimSpec(lr=1e-3, schedule="cosine"))
-    options: dict[str, Any] = {"learner": {"zero_stage": 2}, "checkpoint": {"sft_every": 3}}
+    options: dict[str, Any] = {"learner": {"zero_stage": 3}, "checkpoint": {"sft_every": 3}}
     source, killed, undisturbed = folders["teacher"], tmp_path / "killed", tmp_path / "undisturbed"
     workers, until = sft_workers(cluster, 2), time.monotonic() + 300
     submit_sft(workers, source, killed, stage, **options)
@@ -254,3 +272,10 @@ def test_sft_on_two_ranks_goes_on_from_its_checkpoint(
     left, right = (dict(load_causal_lm(f, dtype=torch.float32).state_dict()) for f in (killed, undisturbed))
     assert max(float((tensor - left[name]).abs().max()) for name, tensor in right.items()) == 0.0
     assert latest_checkpoint(killed) is None
+    told_of = finished(killed)
+    assert told_of is not None
+    assert told_of["loss"] > 0
+    whole = tmp_path / "zero-2"
+    gather(submit_sft(workers, source, whole, stage, **(options | {"learner": {"zero_stage": 2}})), 300.0)
+    other = dict(load_causal_lm(whole, dtype=torch.float32).state_dict())
+    assert max(float((tensor - left[name]).abs().max()) for name, tensor in other.items()) < 1e-4

@@ -84,6 +84,11 @@ def versions(fleet: Fleet) -> list[int]:
     return [answer[0] for answer in gather([w.submit("generate", [], **options) for w in fleet.workers], 120.0)]
 
 
+def die(cluster: Cluster, fleet: Fleet, index: int) -> None:
+    cluster.stop(fleet.workers[index])
+    cluster.workers.append(fleet.workers[index])  # nobody took it off the list
+
+
 def test_sharded_weights_reach_every_engine(fleet: Fleet, publication: Publication, folders: dict[str, Path]) -> None:
     """``publish`` compares engine and learner itself; here both are compared with the model's own forward pass."""
     old = known(folders["teacher"])
@@ -114,8 +119,7 @@ def test_a_replaced_engine_gets_the_weights_and_joins_again(
     cluster: Cluster, fleet: Fleet, publication: Publication, folders: dict[str, Path]
 ) -> None:
     publication.publish(fleet, 2)
-    cluster.stop(fleet.workers[0])
-    cluster.workers.append(fleet.workers[0])  # it died: nobody took it off the list
+    die(cluster, fleet, 0)
     first, second = (fleet.map("score", [PROBE, PROBE]) for _ in range(2))  # as many as asynchronous runs have
     answers = [*first.results(), *second.results()]
     assert fleet.replaced == 1
@@ -126,13 +130,32 @@ def test_a_replaced_engine_gets_the_weights_and_joins_again(
     assert versions(fleet) == [3, 3]
 
 
+def test_an_engine_that_died_idle_is_replaced_before_it_is_sent_weights(
+    cluster: Cluster,
+    fleet: Fleet,
+    publication: Publication,
+    folders: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In synchronous runs engines have nothing to do while the learner learns. What the dead one said is kept."""
+    log, before = fleet.workers[1].log_file, fleet.replaced
+    logs = len(list(log.parent.glob("RolloutWorker-transfer-1*.log")))
+    die(cluster, fleet, 1)
+    publication.publish(fleet, 4)
+    assert fleet.replaced == before + 1
+    assert versions(fleet) == [4, 4]
+    assert "replacing a worker: RolloutWorker-transfer-1 died in `score`" in capsys.readouterr().out
+    assert len(list(log.parent.glob("RolloutWorker-transfer-1*.log"))) == logs + 1
+    for found in scored(fleet):
+        assert found[0] == pytest.approx(known(folders["other-teacher"]), abs=2e-5)
+
+
 def test_an_engine_that_dies_under_way_is_named(
     cluster: Cluster, fleet: Fleet, publication: Publication, learners: Sequence[Worker]
 ) -> None:
-    cluster.stop(fleet.workers[1])
-    cluster.workers.append(fleet.workers[1])
+    die(cluster, fleet, 1)
     with pytest.raises(ClusterError, match="LearnerWorker-transfer-0: RolloutWorker-transfer-1 died"):
-        publication.publish(fleet, 4)
+        publication._send(fleet, 5)
     del learners
 
 

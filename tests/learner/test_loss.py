@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlkd.learner.loss import Denominators, Signals, build_loss, coefficient
+from rlkd.learner.privileged_loss import ContextSignals
 from rlkd.recipe.objectives import (
     AnnealedCoef,
     ConstantCoef,
@@ -16,6 +17,8 @@ from rlkd.recipe.objectives import (
     GrpoObjective,
     ImportanceCorrection,
     KdrlObjective,
+    OpdObjective,
+    OpsdObjective,
     SwitchedCoef,
 )
 
@@ -84,13 +87,44 @@ def test_a_teacher_equal_to_the_policy_pulls_nowhere() -> None:
     assert torch.equal(gradient(kdrl, same), gradient(grpo, same))
 
 
-def test_joint_k2_equals_additive_advantage_on_policy() -> None:
-    """Trap 2: with one on-policy update and one normaliser the two forms have the same gradient."""
+@pytest.mark.parametrize(
+    "correction", [ImportanceCorrection(), ImportanceCorrection(kind="truncate", high=1.01)], ids=str
+)
+def test_joint_k2_equals_additive_advantage_on_policy(correction: ImportanceCorrection) -> None:
+    """Trap 2: with one on-policy update and one normaliser the two forms have the same gradient, corrected or not."""
     given = signals()
     given = dataclasses.replace(given, proximal_logprobs=given.policy_logprobs.detach())
-    joint = KdrlObjective(distill_coef=ALWAYS)
-    additive = KdrlObjective(distill_coef=ALWAYS, form="advantage")
+    joint = KdrlObjective(distill_coef=ALWAYS, correction=correction)
+    additive = KdrlObjective(distill_coef=ALWAYS, form="advantage", correction=correction)
     torch.testing.assert_close(gradient(joint, given), gradient(additive, given), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("reward_coef", [0.0, 0.3])
+@pytest.mark.parametrize("objective", [OpsdObjective, OpdObjective])
+def test_the_pull_to_the_reference_has_a_weight_of_its_own(
+    objective: type[OpsdObjective | OpdObjective], reward_coef: float
+) -> None:
+    given = ContextSignals(**vars(signals()))
+
+    def pulled(coef: float) -> Tensor:
+        return gradient(objective(divergence="sampled", reward_coef=reward_coef, kl_coef=coef), given)
+
+    alone = gradient(GrpoObjective(kl_coef=0.4), given) - gradient(GrpoObjective(), given)
+    torch.testing.assert_close(pulled(0.4) - pulled(0.0), alone, rtol=0, atol=1e-12)
+
+
+def test_the_gap_to_the_teacher_is_of_rows_that_it_scored() -> None:
+    """Rows without privileged text have no teacher; what stands in for its log-probs there is no figure."""
+    taught = torch.tensor([True, False, True, False, False, True])
+    given = ContextSignals(**vars(dataclasses.replace(signals(), distill_rows=taught)))
+    assert given.teacher_logprobs is not None
+    kind = OpsdObjective(divergence="sampled")
+    _, figures = build_loss(kind)(given, totals(kind, given), 0)
+    mask = given.response_mask & taught[:, None]
+    gap = (given.policy_logprobs - given.teacher_logprobs).detach()[mask]
+    total, count = figures["kl_to_teacher"]
+    assert float(total) == pytest.approx(float(gap.sum()))
+    assert int(count) == len(gap)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

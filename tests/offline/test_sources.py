@@ -26,7 +26,7 @@ from rlkd.recipe.offline import CardPairs, FilePairs, PairSource, SampledPairs
 from rlkd.recipe.schema import OfflineStage
 from rlkd.records import Example, Prompt, Rollout, RolloutGroup
 from rlkd.trainer import sampled_pairs
-from rlkd.trainer.offline import check_size, count_updates, pair_rows
+from rlkd.trainer.offline import check_size, count_updates, pair_rows, prepare_offline
 from rlkd.trainer.pair_file import PairFile, PairReport
 from rlkd.trainer.pair_sources import check_sources, gather_pairs
 from rlkd.trainer.sampling import prompts_of_step
@@ -78,6 +78,16 @@ def test_gathered_pairs_are_not_gathered_again(run: Any, tmp_path: Path) -> None
     before = list(gather_pairs(run, stage, tmp_path / "stage", models={}, root=tmp_path))
     (tmp_path / "pairs.jsonl").unlink()
     assert list(gather_pairs(run, stage, tmp_path / "stage", models={}, root=tmp_path)) == before
+
+
+def test_too_few_pairs_are_told_before_the_first_stage_and_leave_nothing(run: Any, tmp_path: Path) -> None:
+    """What stayed would bind the folder to the recipe that is now to be corrected."""
+    stage = stage_of(written(tmp_path, ROWS[:2]), batch_size=64)
+    run.recipe = run.recipe.model_copy(update={"stages": [*run.recipe.stages[:2], stage]})
+    run.folder = SimpleNamespace(stage=lambda index, name: tmp_path / f"{index}-{name}")
+    with pytest.raises(RecipeError, match=r"stages.offline.batch_size: 64 pairs an update, but there are 2"):
+        prepare_offline(run, {}, tmp_path)
+    assert not (tmp_path / "2-offline").exists()
 
 
 def test_no_pair_left_is_an_error_with_reasons(run: Any, tmp_path: Path) -> None:

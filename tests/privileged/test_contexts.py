@@ -180,6 +180,24 @@ def test_thinking_modes_are_separate_and_must_act(make_recipe: Make, tokenizer: 
     assert prompt.privileged.text.endswith("<think>")
 
 
+SHARE = {"kind": "switched", "value": 1.5, "at": 3}
+TEACHERS = {
+    "kind": "routed",
+    "field": "source",
+    "teachers": {
+        f"k{k}": {"model": {"kind": "pretrained", "path": "x"}, "transport": "top_k", "top_k": k} for k in (4, 8)
+    },
+}
+TWO_TURNS = {
+    "objective__kind": "rltf",
+    "privileged": None,
+    "teacher": None,
+    "feedback": {"max_prompt_tokens": 900},
+    "advantage": {"kind": "group", "baseline": "mean", "scale": "none"},
+}
+SHAPED = {"outcome": "math", "shaping": [{"verifier": "repetition"}]}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -192,6 +210,16 @@ def test_thinking_modes_are_separate_and_must_act(make_recipe: Make, tokenizer: 
         ({"teacher": None}, "taught by the policy itself"),
         ({"objective__kind": "grpo"}, "shows it to no one"),
         ({"objective__kl_in": "reward"}, "reward_coef is 0"),
+        (
+            {"objective": {"kind": "pi_distill", "teacher_share": SHARE}, "teacher": None},
+            r"objective.teacher_share: \[1.5\] leaves \[0, 1\]",
+        ),
+        ({"objective": {"kind": "pi_distill", "kl_coef": 0.1}, "teacher": None}, "'pi_distill' has no reference"),
+        (
+            {"objective": {"kind": "opd", "divergence": "forward_kl", "clip": None}, "teacher": TEACHERS},
+            r"top_k \[4, 8\] in one batch",
+        ),
+        ({**TWO_TURNS, "verifier": {"kind": "compose", "options": SHAPED}}, "'rltf' credits its turns by the outcome"),
         (
             {"objective__kind": "rltf", "privileged": None, "teacher": None, "feedback": {"max_prompt_tokens": 900}},
             "divides by nothing",

@@ -19,7 +19,7 @@ from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import MicroBatch, pack
 from rlkd.learner.policy import PackedPolicy
 from rlkd.learner.privileged_loss import DistributionLoss
-from rlkd.learner.teaching import SelfTeaching, Teaching, other_context
+from rlkd.learner.teaching import SelfTeaching, Teaching, other_context, parts
 from rlkd.recipe import Recipe
 from rlkd.recipe.coefficients import ConstantCoef
 from rlkd.recipe.objectives import OpsdObjective
@@ -122,8 +122,20 @@ def test_parts_of_bounded_size_change_nothing() -> None:
     other, _ = other_context(tiny.batch_of(rows))
     assert other is not None
     whole = tiny.teacher_of(policy).hidden(other)
-    parts = tiny.teacher_of(policy, budget=30).hidden(other)
-    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-8)
+    bounded = tiny.teacher_of(policy, budget=30).hidden(other)
+    torch.testing.assert_close(bounded, whole, rtol=1e-6, atol=1e-8)
+
+
+def test_a_large_group_is_cut_for_the_teacher() -> None:
+    """The teacher's prompt is longer than the policy's: a group that fits the policy's pass may not fit here."""
+    rows = tiny.two_context_rows(groups=1, size=6)
+    other, _ = other_context(tiny.batch_of(rows))
+    assert other is not None
+    longest = max(len(row.prompt_ids) + len(row.completion_ids) for row in other.rows)
+    cut = list(parts(other, longest))
+    assert len(cut) > 1
+    assert all(len(part.input_ids) <= longest for part in cut)
+    assert [row for part in cut for row in part.rows] == list(other.rows)
 
 
 def test_a_rank_with_less_to_teach_joins_the_passes_of_the_others() -> None:
@@ -147,11 +159,11 @@ def test_a_rank_with_less_to_teach_joins_the_passes_of_the_others() -> None:
     assert not len(teacher(10_000).logprobs(None))  # nothing of its own
     assert made == [1, 1, 1]
     made.clear()
-    parts = tiny.two_context_rows(groups=5)
-    other, _ = other_context(tiny.batch_of(parts))
+    rows = tiny.two_context_rows(groups=5)
+    other, _ = other_context(tiny.batch_of(rows))
     assert other is not None
-    teacher(1).hidden(other)  # it has most: a pass for each prompt
-    assert len(made) == 5
+    teacher(1).hidden(other)  # it has most: a pass for each row
+    assert len(made) == len(rows)
     assert sum(made) == len(other.targets)
 
 
@@ -251,8 +263,8 @@ def test_loss_is_the_mean_over_taught_tokens_and_micro_batches_add_up() -> None:
             lt = tiny.plain_logits(policy, row.teacher_prompt_ids or (), row.completion_ids).log_softmax(-1)
             by_hand = by_hand + (lt.exp() * (lt - ls)).sum()
     torch.testing.assert_close(whole, 2 * by_hand / count, rtol=1e-5, atol=1e-7)
-    parts = [of([row for row in rows if row.group == group]) for group in range(4)]
-    torch.testing.assert_close(sum(parts, torch.zeros(())), whole, rtol=1e-6, atol=1e-8)
+    shares = [of([row for row in rows if row.group == group]) for group in range(4)]
+    torch.testing.assert_close(sum(shares, torch.zeros(())), whole, rtol=1e-6, atol=1e-8)
     one, many = (
         tiny.gradient(policy, f) for f in (lambda: of(rows), lambda: sum(map(of, _by_group(rows)), torch.zeros(())))
     )

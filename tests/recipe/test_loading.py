@@ -20,6 +20,14 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+SHAPED = "verifier={kind: compose, options: {outcome: math, shaping: [{verifier: repetition}]}}"
+
+
+def routed(name: str, *more: str) -> str:
+    listed = f"teachers: {{{name}: {{model: {{kind: pretrained, path: x}}}}}}"
+    return f"teacher={{{', '.join(['kind: routed', 'field: source', listed, *more])}}}"
+
+
 def fault(*overrides: str, recipe: Path = KDRL) -> str:
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe, overrides)
@@ -88,6 +96,24 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
         (["optim.warmup_steps=100000"], "optim.warmup_steps: 100000 exceeds"),
         (["data.prompt=hello"], "data.prompt"),
         (["learner.updates_per_step=1000"], "learner.updates_per_step: 1000 exceeds"),
+        (["objective.ratio=sequence", "objective.dual_clip=3"], "objective.dual_clip: bounds single tokens"),
+        (["objective.form=advantage", "objective.estimator=k3"], "objective.estimator: 'k3' belongs to form 'joint'"),
+        (["objective.correction={low: 0.5}"], "objective.correction: level, low and high act on nothing"),
+        (["objective.correction={kind: truncate, low: 0.5}"], "objective.correction.low: 0.5 is not read"),
+        (["objective.correction={kind: mask, high: 0.5}"], "objective.correction: low 0.0 and high 0.5 must have 1"),
+        (["cluster.schedule=async", "cluster.max_staleness=1"], "but nothing corrects for the older weights"),
+        (["learner.lora={dropout: 0.1}"], "learner.lora.dropout: 0.1"),
+        (["learner.lora={target_modules: [q_proj, lm_head]}"], "target_modules: 'lm_head' cannot have an adapter"),
+        (["learner.lora={}", "stages=[{kind: sft, steps: 3}]"], "learner.lora: is for stages of kind 'rl'"),
+        (["learner.lora={target_modules: [embed_tokens]}"], "'embed_tokens' cannot have an adapter"),
+        (["cluster.learner_workers=3"], "stages.0.batch_size: 16 rows do not divide among 3 learner_workers"),
+        ([routed("policy")], "'policy' is the trained model's own name"),
+        ([routed("a/b")], "teacher.teachers: 'a/b' names a folder"),
+        ([routed("small", "default: smal")], "teacher.default: 'smal' is none of ['small']"),
+        (
+            ["rollout.group_size=1", "advantage={kind: reinforce}", SHAPED],
+            "verifier.options.shaping: is centred on its group",
+        ),
     ],
 )
 def test_contradictions_are_found_before_anything_starts(overrides: list[str], said: str) -> None:

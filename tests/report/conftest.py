@@ -33,9 +33,12 @@ def evaluation(accuracy: float) -> dict[str, Any]:
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
-    (folder / "rollouts").mkdir(parents=True)
+    (folder / "rollouts" / "kdrl").mkdir(parents=True)
     (folder / "stages" / "0-sft").mkdir(parents=True)
-    (folder / "recipe.json").write_text(json.dumps({"name": "demo", "description": "a <b>run</b>"}), encoding="utf-8")
+    (folder / "recipe.json").write_text(
+        json.dumps({"name": "demo", "description": "a <b>run</b>", "stages": [{"name": "sft"}, {"name": "kdrl"}]}),
+        encoding="utf-8",
+    )
     log = MetricsLog(folder, name="demo", position=0)
     for step in range(1, 21):
         parts = dict.fromkeys(("generate_s", "judge_s", "teacher_s", "learn_s", "publish_s"), 1.0)
@@ -45,7 +48,7 @@ def run_folder(tmp_path: Path) -> Path:
     log.close()
     rows = [rollout(0), rollout(0, score=0.0, parsed=None, reason="wrong"), rollout(1, score=None, reason="timeout")]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "rollouts" / "step-000005.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "rollouts" / "kdrl" / "step-000005.jsonl").write_text(lines, encoding="utf-8")
     (folder / "stages" / "0-sft" / "progress.txt").write_text("10 2.5\n20 1.25\n", encoding="utf-8")
     (folder / "stages" / "0-sft" / "done.json").write_text(json.dumps({"eval": evaluation(0.4)}), encoding="utf-8")
     return folder

@@ -85,11 +85,11 @@ def test_text_of_a_model_cannot_become_markup(run_folder: Path) -> None:
     found = page(run_folder)
     assert found.tags.count("script") == 2, "the prompt's </script> ended none of ours"
     assert "b" not in found.tags or "a <b>run</b>" in found.text
-    assert embedded(found)["5"][0]["prompt"] == "6 x 7 = </script><b>"
+    assert embedded(found)["step 5"][0]["prompt"] == "6 x 7 = </script><b>"
 
 
 def test_rollouts_keep_every_signal(run_folder: Path) -> None:
-    rows = embedded(page(run_folder))["5"]
+    rows = embedded(page(run_folder))["step 5"]
     assert [row["score"] for row in rows] == [1.0, 0.0, None]
     assert rows[0]["tokens"] == [" 4", "2", "<|end|>"]
     assert rows[0]["teacher_logprobs"] == [-0.25, -4.0, -0.5]
@@ -159,9 +159,25 @@ def test_terminal_shows_abstentions_and_reasons(run_folder: Path) -> None:
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown(run_folder))
     assert "abstained" in text
     assert "(timeout)" in text
-    assert text.count("step 5, p-") == 2, "one heading a group"
+    assert text.count("kdrl, step 5, p-") == 2, "one heading a group"
 
 
 def test_terminal_names_the_steps_there_are(run_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="none kept at step 4; there are 5"):
+    with pytest.raises(CheckpointError, match="none kept at step 4; there are kdrl 5"):
         show_rollouts(run_folder, step=4)
+
+
+def test_stages_keep_their_own_rollouts(run_folder: Path) -> None:
+    """Steps count from 1 in each stage: the second's are beside the first's and not in their place."""
+    recipe = json.loads((run_folder / "recipe.json").read_text())
+    recipe["stages"].append({"name": "again"})
+    (run_folder / "recipe.json").write_text(json.dumps(recipe))
+    (run_folder / "rollouts" / "again").mkdir()
+    first = (run_folder / "rollouts" / "kdrl" / "step-000005.jsonl").read_text(encoding="utf-8")
+    (run_folder / "rollouts" / "again" / "step-000005.jsonl").write_text(first, encoding="utf-8")
+    assert list(read_run(run_folder).rollouts) == [("kdrl", 5), ("again", 5)]
+    assert list(embedded(page(run_folder))) == ["kdrl, step 5", "again, step 5"]
+    assert "again, step 5, p-" in shown(run_folder)
+    assert "kdrl, step 5, p-" in shown(run_folder, stage="kdrl")
+    with pytest.raises(CheckpointError, match="none kept at stage 'kdrl' step 4; there are kdrl 5, again 5"):
+        show_rollouts(run_folder, step=4, stage="kdrl")

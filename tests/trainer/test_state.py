@@ -89,14 +89,18 @@ def test_metrics_merge_by_count_not_by_rank() -> None:
 
 
 def test_trackers_receive_the_figures(tmp_path: Path) -> None:
+    """A stage counts its steps from 1 again, which a tracker takes for a step back."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = MetricsLog(tmp_path, name="t", trackers=["tensorboard"], position=0)
-    log.write({"step": 3, "reward": 0.5, "stage": "rl"})
+    log.write({"step": 1, "reward": 0.5, "stage": "one"})
+    log.close()
+    log = MetricsLog(tmp_path, name="t", trackers=["tensorboard"], position=log.path.stat().st_size)
+    log.write({"step": 1, "reward": 0.75, "stage": "two"})
     log.close()
     events = EventAccumulator(str(next((tmp_path / "tensorboard").rglob("events*")).parent))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("reward")] == [(3, 0.5)]
+    assert [(event.step, event.value) for event in events.Scalars("reward")] == [(1, 0.5), (2, 0.75)]
 
 
 def test_a_folder_has_one_writer(tmp_path: Path, recipe: Recipe) -> None:
