@@ -52,6 +52,7 @@ class AuditReport:
     reasons: dict[str, int]
     disagreements: list[str]
     second_checker: str = ""
+    first_error: str = ""  # of a verifier that raised
 
     @property
     def wrong(self) -> list[str]:
@@ -76,6 +77,8 @@ def audit_verifier(name: str, cases: str | Path, *, as_json: bool = False, strea
 def read_cases(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a JSON Lines file. ``completion_gen`` and ``gold_gen`` (expressions for long inputs) are expanded."""
     rows = []
+    if not Path(path).is_file():
+        raise VerifierError(f"there is no file of cases '{path}'")
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
@@ -87,6 +90,8 @@ def read_cases(path: str | Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, SyntaxError) as error:
             raise VerifierError(f"{path}, line {number}: {error}") from error
         rows.append(row)
+    if not rows:
+        raise VerifierError(f"{path} holds no case")
     return rows
 
 
@@ -192,6 +197,7 @@ def audit_cases(
         reasons=dict(Counter(verdict.reason for verdict in (*verdicts, *gold_verdicts))),
         disagreements=_disagreements(name, labelled, verdicts, limits),
         second_checker=SECOND_CHECKERS.get(name, ""),
+        first_error=next((verdict.detail for verdict in (*verdicts, *gold_verdicts) if verdict.reason == "error"), ""),
     )
 
 
@@ -281,6 +287,8 @@ def print_report(report: AuditReport, *, as_json: bool = False, stream: TextIO |
         ids = [case for row in report.kinds.values() for case in getattr(row, name)]
         if ids:
             print(f"{title}: {' '.join(ids)}", file=stream)
+    if report.first_error:
+        print(f"first error of the verifier: {report.first_error}", file=stream)
     if report.second_checker:
         print(
             f"{report.second_checker} disagrees on {len(report.disagreements)}: {' '.join(report.disagreements)}",

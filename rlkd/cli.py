@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,6 @@ from rlkd.errors import RlkdError
 
 app = typer.Typer(
     name="rlkd",
-    help="Post-training for reasoning LLMs from one recipe file.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,7 +46,9 @@ def train(
     loaded = load_recipe(recipe, overrides or ())
     if dry_run:
         from rlkd.arithmetic import describe
+        from rlkd.preflight import check_references
 
+        check_references(loaded, recipe.resolve().parent)
         typer.echo(describe(launch.resolve(loaded)))
         return
     from rlkd.cluster.joining import start_head
@@ -63,14 +65,16 @@ def validate(
     launch: Annotated[Path | None, typer.Option(help="an accelerate config: say what it means for this recipe")] = None,
 ) -> None:
     """Check a recipe, say whether it can be launched as a file, and explain a launch file."""
+    from rlkd.preflight import check_references
     from rlkd.recipe import has_launch_lines, load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    typer.echo(f"{recipe}: a valid recipe ('{loaded.name}', {len(loaded.stages)} stages)")
+    check_references(loaded, recipe.resolve().parent)
+    stages = ", ".join(stage.name for stage in loaded.stages) or "none, so it only evaluates the policy"
+    typer.echo(f"{recipe}: a valid recipe ('{loaded.name}', stages: {stages})")
     if not has_launch_lines(recipe):
-        typer.echo(
-            f"  it has no launch lines: run it with `rlkd train {recipe}` or `accelerate launch -m rlkd {recipe}`"
-        )
+        file = shlex.quote(str(recipe))
+        typer.echo(f"  it has no launch lines: run it with `rlkd train {file}` or `accelerate launch -m rlkd {file}`")
     if launch is not None:
         from rlkd.launch_file import explain_launch
 
@@ -185,6 +189,23 @@ def audit(
     audit_verifier(name, cases, as_json=as_json)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"rlkd {version('rlkd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Post-training for reasoning LLMs from one recipe file."""
+
+
 def _lazy_groups() -> None:
     """``rlkd data ...`` and ``rlkd analyze ...``; their modules import their libraries inside the commands."""
     from rlkd.analysis.cli import app as analysis
@@ -200,6 +221,7 @@ def main(recipe: str | None = None) -> None:
     Exit status: 0 done, 2 a fault that rlkd explains, 130 interrupted.
     """
     _quiet()
+    sys.path.append(str(Path.cwd()))  # a verifier of one's own, module:function, is imported from here
     _lazy_groups()
     arguments = sys.argv[1:]
     if recipe is not None:
@@ -212,6 +234,11 @@ def main(recipe: str | None = None) -> None:
         sys.exit(stop.exit_code)
     except RlkdError as error:
         _explain(error)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # of a library's doing, not of a path that was given
+            raise
+        _explain(RlkdError(f"{error.filename}: {(error.strerror or str(error)).lower()}"))
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues from the last checkpoint", err=True)

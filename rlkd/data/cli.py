@@ -57,7 +57,7 @@ def check(
     data_dir: DataDir = None,
     tokenizer: Annotated[str | None, typer.Option(help="model folder, hub id or package:NAME")] = None,
     against: Annotated[list[str] | None, typer.Option(help="evaluation cards; default: those of the card")] = None,
-    embed: Annotated[bool, typer.Option(help="also look for paraphrases (needs rlkd[embed])")] = False,
+    embed: Annotated[bool, typer.Option(help="also look for paraphrases (needs the extra `embed`)")] = False,
     golds: Annotated[bool, typer.Option(help="let the verifier check every gold")] = True,
     max_tokens: Annotated[int | None, typer.Option(help="prompt and trace together")] = None,
     workers: Annotated[int, typer.Option(help="verifier processes")] = 2,
@@ -143,9 +143,9 @@ def curate(
     spec: Annotated[Path, typer.Argument(help="YAML: card or source, models, steps (see `rlkd data steps`)")],
     out: Annotated[Path, typer.Option(help="folder of the results")],
 ) -> None:
-    """Run curation steps over rows; run again to resume. What was removed lies beside what was kept, with reasons.
+    r"""Run curation steps over rows; run again to resume. What was removed lies beside what was kept, with reasons.
 
-    The file, in short: source: rows.jsonl, steps: [exact_dedup, {step: decontaminate, sets: [math500]}]. All that it
+    The file, in short: source: rows.jsonl, steps: [exact_dedup, {step: decontaminate, sets: \[math500]}]. All that it
     may hold is in rlkd/data/curate/README.md; `rlkd data steps` lists the steps.
     """
     from rlkd.data.curate.report import StepReport

@@ -91,18 +91,37 @@ def _rows(source: FileData | HubData, where: str, root: Path) -> Any:
         except Exception as error:
             raise RecipeError(f"{where}.path: hub dataset '{source.path}' cannot be read: {error}") from error
     else:
-        path = Path(source.path).expanduser()
-        path = path if path.is_absolute() else root / path
-        if not path.is_file():
-            near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
-            raise RecipeError(f"{where}.path: there is no file {path}{near}; relative paths start at data.dir")
-        if path.suffix not in _LOADERS:
-            raise RecipeError(f"{where}.path: '{path.suffix}' is not read; accepted: {', '.join(sorted(_LOADERS))}")
+        path = source_file(source, where, root)
         try:
             rows = datasets.load_dataset(_LOADERS[path.suffix], data_files=str(path), split="train")
         except Exception as error:
-            raise RecipeError(f"{where}.path: {path} cannot be read: {error}") from error
-    return rows.select(range(min(source.start, len(rows)), min(source.stop or len(rows), len(rows))))
+            raise RecipeError(f"{where}.path: {path} cannot be read: {_first_fault(path) or error}") from error
+    if source.start >= len(rows):
+        raise RecipeError(f"{where}.start: {source.start}, but there are {len(rows)} rows")
+    return rows.select(range(source.start, min(source.stop or len(rows), len(rows))))
+
+
+def source_file(source: FileData, where: str, root: Path) -> Path:
+    """The file of a source. Raises: RecipeError when it is not there, empty, or of a kind that is not read."""
+    path = Path(source.path).expanduser()
+    path = path if path.is_absolute() else root / path
+    if path.is_dir():
+        raise RecipeError(f"{where}.path: {path} is a folder; name a file in it")
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
+        raise RecipeError(f"{where}.path: there is no file {path}{near}; relative paths start at data.dir")
+    if path.suffix not in _LOADERS:
+        raise RecipeError(f"{where}.path: '{path.suffix}' is not read; accepted: {', '.join(sorted(_LOADERS))}")
+    if not path.stat().st_size:
+        raise RecipeError(f"{where}.path: {path} is empty")
+    return path
+
+
+def _first_fault(path: Path) -> str:
+    """Which row a reader stumbled over, where that can be told."""
+    if path.suffix not in (".jsonl", ".json"):
+        return ""
+    return next((str(row) for _, row in read_rows(path) if isinstance(row, BadRow)), "")
 
 
 def _add_card(source: CardData, loaded: Loaded, root: Path) -> None:
@@ -131,12 +150,22 @@ def _add_card(source: CardData, loaded: Loaded, root: Path) -> None:
 def _add_rows(source: FileData | HubData, rows: Any, loaded: Loaded, where: str) -> None:
     _check_columns(source.fields, rows.column_names, where)
     stem = Path(source.path).stem
-    for index, row in enumerate(rows):
+    for index, row in enumerate(_decoded(rows, source, where)):
         example, reason = _example(source.fields, row, f"{stem}-{source.start + index}")
         if example is None:
             loaded.excluded[reason] += 1
         else:
             loaded.examples.append(example)
+
+
+def _decoded(rows: Any, source: FileData | HubData, where: str) -> Iterator[Mapping[str, Any]]:
+    """Rows one by one: text is decoded where it is read."""
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{where}.path: {source.path} is not UTF-8 ({error.reason}); convert it, e.g. iconv -f latin1 -t utf-8"
+        ) from None
 
 
 def _check_columns(fields: FieldMap, columns: Iterable[str], where: str) -> None:

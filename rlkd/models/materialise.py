@@ -112,17 +112,32 @@ def _packaged_file(spec: PackagedModel, where: str) -> Path:
     return files[0]
 
 
+def find_model(spec: ModelSpec, *, where: str) -> Path | None:
+    """The local folder or file that a model comes from; None for one that is made or downloaded.
+
+    Raises: RecipeError when it is not there, or holds no model.
+    """
+    if isinstance(spec, PackagedModel):
+        return _packaged_file(spec, where)
+    if isinstance(spec, ScratchModel):
+        return None
+    root = Path(spec.path).expanduser()
+    if spec.path.startswith("package:"):
+        raise RecipeError(
+            f"{where}.path: '{spec.path}' names a package; write "
+            f"{where}: {{kind: packaged, package: {spec.path.removeprefix('package:')}}}"
+        )
+    if not (spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1 or root.exists()):
+        return None
+    if not (root / "config.json").is_file():
+        raise RecipeError(f"{where}.path: '{spec.path}' is no model folder (no config.json in {root.absolute()})")
+    if not any(path.suffix in WEIGHT_SUFFIXES for path in root.iterdir()):
+        raise RecipeError(f"{where}.path: '{spec.path}' holds no weights ({', '.join(WEIGHT_SUFFIXES)})")
+    return root
+
+
 def _pretrained(spec: PretrainedModel, folder: Path, where: str) -> Path:
-    local = Path(spec.path).expanduser()
-    looks_local = spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1 or local.exists()
-    if looks_local:
-        root = local
-        if not (root / "config.json").is_file():
-            raise RecipeError(f"{where}.path: '{spec.path}' is no model folder (no config.json in {root.absolute()})")
-        if not any(path.suffix in WEIGHT_SUFFIXES for path in root.iterdir()):
-            raise RecipeError(f"{where}.path: '{spec.path}' holds no weights ({', '.join(WEIGHT_SUFFIXES)})")
-    else:
-        root = _download(spec, where)
+    root = find_model(spec, where=where) or _download(spec, where)
     return _changed(root, folder, spec, where) if spec.chat_template is not None or spec.config else root
 
 

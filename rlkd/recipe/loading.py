@@ -68,8 +68,13 @@ def validate_recipe(raw: Mapping[str, Any], *, where: str) -> Recipe:
 def read_recipe_file(path: str | Path) -> dict[str, Any]:
     """Parse the YAML of a recipe into a plain mapping without the launch key."""
     path = Path(path)
+    if path.is_dir():
+        raise RecipeError(f"'{path}' is a folder; name a recipe file in it")
     if not path.is_file():
-        here = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        known = (path.parent, Path("recipes"))  # `rlkd train kdrl`, too
+        here = [str(p) for folder in known if folder.is_dir() for p in folder.glob("*.yaml")]
+        if path.suffix != ".yaml" and (named := [p for p in here if Path(p).stem == path.stem]):
+            raise RecipeError(f"there is no recipe file '{path}'; did you mean '{named[0]}'?")
         raise RecipeError(f"there is no recipe file '{path}'{did_you_mean(str(path), here)}")
     try:
         with path.open(encoding="utf-8") as stream:
@@ -91,6 +96,9 @@ def has_launch_lines(path: str | Path) -> bool:
 def apply_override(raw: dict[str, Any], item: str) -> None:
     """Set one ``dotted.key=value`` in place; the value is YAML, and ``2e-6`` is a number here."""
     key, equals, text = item.partition("=")
+    if "[" in key:
+        dotted = re.sub(r"\[(\w+)\]", r".\1", key)
+        raise RecipeError(f"override '{item}': entries of a list are named with dots: {dotted}={text}")
     if not equals or not key:
         raise RecipeError(f"override '{item}' is not of the form dotted.key=value, e.g. optim.lr=2e-6")
     node: Any = raw
@@ -108,7 +116,11 @@ def _override_value(text: str, item: str) -> Any:
     try:
         value = yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"override '{item}': the value is not YAML: {error}") from None
+        reason = getattr(error, "problem", None) or error
+        raise RecipeError(
+            f"override '{item}': the value is not YAML ({reason}); quote the whole override for the shell, "
+            "e.g. 'objective={kind: grpo}'"
+        ) from None
     return _numbers(value)
 
 
@@ -151,7 +163,17 @@ def _describe(raw: Any, error: Mapping[str, Any]) -> str:
     shown = repr(given) if not isinstance(given, dict | list) else type(given).__name__
     if kind == "extra_forbidden":
         known = _known_fields(error["loc"])
+        if (chosen := _sibling_of_another_kind(raw, error["loc"])) is not None:
+            section, name = chosen
+            return (
+                f"{path}: is not of kind '{name}'; an override of `kind` keeps the section's other keys: to replace it "
+                f"all, write '{section}={{kind: {name}, ...}}'"
+            )
+        if len(error["loc"]) == 1 and (homes := _homes_of(str(error["loc"][-1]))):
+            return f"{path}: unknown key; did you mean {' or '.join(homes)}?"
         return f"{path}: unknown key{did_you_mean(str(error['loc'][-1]), known)}; known here: {', '.join(known)}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{path}: given {shown}; write a section of keys, e.g. {path}: {{{_example_key(error['loc'])}: ...}}"
     if kind == "missing":
         return f"{path}: missing; this key is required"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -208,6 +230,46 @@ def _known_fields(loc: Iterable[str | int]) -> list[str]:
         fields = [c.model_fields[part].annotation for c in classes if part in c.model_fields]
         classes = [found for annotation in fields for found in _sections(annotation)] or classes
     return sorted({name for c in classes for name in c.model_fields})
+
+
+def _sibling_of_another_kind(raw: Any, loc: Sequence[str | int]) -> tuple[str, str] | None:
+    """(section, its kind) where an unknown key belongs to another kind of the same section."""
+    node: Any = raw
+    path: list[str] = []
+    for part in loc[:-1]:
+        if part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int):
+            node = node[part]
+            path.append(str(part))
+    if not isinstance(node, dict) or "kind" not in node or not path:
+        return None
+    parents = [part for part in loc[:-1] if part != node["kind"]]
+    classes: list[type[BaseModel]] = [Recipe]
+    for part in parents:
+        fields = [c.model_fields[part].annotation for c in classes if part in c.model_fields]
+        classes = [found for annotation in fields for found in _sections(annotation)] or classes
+    elsewhere = any(str(loc[-1]) in c.model_fields for c in classes if "kind" in c.model_fields)
+    return (".".join(path), str(node["kind"])) if elsewhere else None
+
+
+def _homes_of(name: str) -> list[str]:
+    """Dotted places of a key that was written at the top: lr is optim.lr."""
+    aliases = {
+        "learning_rate": "lr",
+        "batch_size": "prompts_per_step",
+        "num_generations": "group_size",
+        "beta": "kl_coef",
+    }
+    wanted = aliases.get(name, name)
+    return [
+        f"'{section}.{wanted}'"
+        for section, field in Recipe.model_fields.items()
+        if any(wanted in found.model_fields for found in _sections(field.annotation))
+    ][:3]
+
+
+def _example_key(loc: Sequence[str | int]) -> str:
+    known = _known_fields([*loc, ""])
+    return "kind" if "kind" in known else known[0]
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

@@ -67,7 +67,10 @@ def read_lines(path: Path) -> list[Row]:
 def _json(path: Path) -> Row | None:
     if not path.is_file():
         return None
-    loaded: Row = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        loaded: Row = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); was it cut off or edited?") from None
     return loaded
 
 

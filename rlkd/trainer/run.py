@@ -21,6 +21,7 @@ from rlkd.data.source import Loaded, load_held_in, load_sources, tokenizer_texts
 from rlkd.errors import RecipeError
 from rlkd.launch import Launch
 from rlkd.models import check_windows, load_tokenizer, materialise
+from rlkd.preflight import check_references
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
 from rlkd.recipe.models import ModelSpec, TeacherSpec
@@ -58,6 +59,7 @@ def train(
     Raises: RlkdError of the kind of the fault; the run folder keeps everything that was finished.
     """
     recipe = (launch or Launch()).resolve(recipe)
+    check_references(recipe, root or Path.cwd())
     console, begun = Console(), time.monotonic()
     folder = RunFolder.open(out or Path("runs") / recipe.name, recipe, resume=resume)
     try:

