@@ -110,10 +110,11 @@ def doctor() -> None:
     """Check this machine: versions, imports, memory, compiler, devices. Exits with 1 when something would break."""
     from rlkd.doctor import examine
 
-    findings = examine()
-    for finding in findings:
+    broken = False
+    for finding in examine():
         typer.echo(finding.line())
-    raise typer.Exit(int(any(finding.broken for finding in findings)))
+        broken |= finding.broken
+    raise typer.Exit(int(broken))
 
 
 @app.command()

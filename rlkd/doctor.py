@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,21 +36,14 @@ class Finding:
         return f"{self.state:7}{self.subject:14}{self.text}"
 
 
-def examine() -> list[Finding]:
-    """All checks, in the order in which one would mend things."""
-    return [
-        _python(),
-        *_versions(),
-        *_imports(),
-        *_strangers(),
-        _cpus(),
-        _memory(),
-        _shm(),
-        _disk(),
-        _compiler(),
-        _devices(),
-        _ray(),
-    ]
+def examine() -> Iterator[Finding]:
+    """All checks, in the order in which one would mend things, each as soon as it is known: some take seconds."""
+    yield _python()
+    yield from _versions()
+    yield from _imports()
+    yield from _strangers()
+    for check in (_cpus, _memory, _shm, _disk, _compiler, _devices, _ray):
+        yield check()
 
 
 def _python() -> Finding:

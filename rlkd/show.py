@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -80,17 +79,14 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
     """
     from rlkd.data.prompt import PromptBuilder
     from rlkd.data.source import load_sources, tokenizer_texts
-    from rlkd.models import load_tokenizer, materialise
+    from rlkd.models import tokenizer_of
 
     root = root / recipe.data.dir if recipe.data.dir else root
     examples = load_sources(recipe.data.train, where="data.train", root=root).examples
     if not 0 <= index < len(examples):
         raise RecipeError(f"--index: {index}; data.train has {len(examples)} examples")
 
-    texts = partial(tokenizer_texts, examples)
-    with tempfile.TemporaryDirectory() as folder:
-        model = materialise(recipe.policy, Path(folder) / "policy", where="policy", seed=recipe.seed, texts=texts)
-        tokenizer = load_tokenizer(model)
+    tokenizer = tokenizer_of(recipe.policy, where="policy", texts=partial(tokenizer_texts, examples))
     builder = PromptBuilder(tokenizer, recipe.data)
     example = examples[index]
     prompt = builder.prompt(example)

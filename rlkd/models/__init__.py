@@ -1,6 +1,6 @@
 """From a recipe's model section to a folder in transformers' format."""
 
-from rlkd.models.materialise import load_tokenizer, materialise
+from rlkd.models.materialise import load_tokenizer, materialise, tokenizer_of
 from rlkd.models.window import check_windows, context_length
 
-__all__ = ["check_windows", "context_length", "load_tokenizer", "materialise"]
+__all__ = ["check_windows", "context_length", "load_tokenizer", "materialise", "tokenizer_of"]

@@ -47,6 +47,30 @@ def materialise(spec: ModelSpec, folder: Path, *, where: str, seed: int, texts: 
     return folder
 
 
+def tokenizer_of(spec: ModelSpec, *, where: str, texts: Callable[[], Iterable[str]]) -> Any:
+    """The tokenizer of the model that ``materialise`` would return, without making or downloading its weights.
+
+    Raises: RecipeError as ``materialise``.
+    """
+    from transformers import AutoTokenizer
+
+    if isinstance(spec, ScratchModel):
+        return _scratch_tokenizer(spec, texts)
+    source = find_model(spec, where=where)
+    if isinstance(spec, PackagedModel):
+        assert source is not None
+        return _packaged_tokenizer(source)
+    try:
+        tokenizer = (
+            load_tokenizer(source) if source else AutoTokenizer.from_pretrained(spec.path, revision=spec.revision)
+        )
+    except OSError as error:
+        raise RecipeError(f"{where}.path: '{spec.path}' has no tokenizer that can be read ({error})") from error
+    if spec.chat_template is not None:
+        tokenizer.chat_template = spec.chat_template
+    return tokenizer
+
+
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a model folder."""
     from transformers import AutoTokenizer
@@ -58,8 +82,7 @@ def _write_scratch(spec: ScratchModel, folder: Path, seed: int, texts: Callable[
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    needs_text = spec.tokenizer.kind == "bpe"
-    tokenizer = build_tokenizer(spec.tokenizer, texts() if needs_text else (), spec.context_length)
+    tokenizer = _scratch_tokenizer(spec, texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=spec.hidden_size,
@@ -81,9 +104,19 @@ def _write_scratch(spec: ScratchModel, folder: Path, seed: int, texts: Callable[
     tokenizer.save_pretrained(folder)
 
 
+def _scratch_tokenizer(spec: ScratchModel, texts: Callable[[], Iterable[str]]) -> Any:
+    return build_tokenizer(spec.tokenizer, texts() if spec.tokenizer.kind == "bpe" else (), spec.context_length)
+
+
+def _packaged_tokenizer(file: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+
+
 def _write_packaged(spec: PackagedModel, folder: Path, where: str) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     source = _packaged_file(spec, where)
     model = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.float32)
@@ -92,7 +125,7 @@ def _write_packaged(spec: PackagedModel, folder: Path, where: str) -> None:
         del model.config.quantization_config
     model.hf_quantizer = None
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(folder)
+    _packaged_tokenizer(source).save_pretrained(folder)
 
 
 def _packaged_file(spec: PackagedModel, where: str) -> Path:

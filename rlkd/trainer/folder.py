@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rlkd.checkpoint import read_json, write_json
 from rlkd.cluster.hardware import Hardware
 from rlkd.errors import CheckpointError
 from rlkd.recipe import Recipe
+from rlkd.records import Example
 
 PACKAGES = (
     "accelerate",
@@ -78,21 +80,32 @@ class RunFolder:
             write_json(path / "recipe.json", recipe.model_dump(mode="json"))
         return cls(path, resuming, lock)
 
-    def write_manifest(self, recipe: Recipe, hardware: Hardware, models: dict[str, str]) -> None:
-        """Versions, commit, hardware, seed, command. Raises: CheckpointError when a resumed run's models changed."""
+    def write_manifest(
+        self, recipe: Recipe, hardware: Hardware, models: dict[str, str], data: dict[str, str] | None = None
+    ) -> None:
+        """Versions, commit, hardware, seed, command.
+
+        Args:
+            models: fingerprints by name.
+            data: fingerprints of the rows by the recipe's key.
+
+        Raises: CheckpointError when the models or the rows of a resumed run changed.
+        """
+        identity = {"models": models, "data": data or {}}
         target = self.path / "manifest.json"
         starts: list[dict[str, Any]] = []
         if target.exists():
             before = read_json(target)
             starts = before["starts"]
-            for name, fingerprint in models.items():
-                if before["models"].get(name, fingerprint) != fingerprint:
-                    raise CheckpointError(
-                        f"{self.path} was started with another {name} model ({before['models'][name]}, now "
-                        f"{fingerprint}); restore it, or write --out OTHER"
-                    )
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        starts.append({"at": now, "command": sys.argv, "hardware": hardware.describe()})
+            for kind, what in (("models", " model"), ("data", "")):
+                for name, now in identity[kind].items():
+                    if (then := before[kind].get(name, now)) != now:
+                        raise CheckpointError(
+                            f"{self.path} was started with another {name}{what} ({then}, now {now}); restore it, or "
+                            "write --out OTHER"
+                        )
+        today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        starts.append({"at": today, "command": sys.argv, "hardware": hardware.describe()})
         content = {
             "rlkd": importlib.metadata.version("rlkd"),
             "python": platform.python_version(),
@@ -101,7 +114,7 @@ class RunFolder:
             "hardware": {**vars(hardware), "processor": platform.processor() or platform.machine()},
             "seed": recipe.seed,
             "command": sys.argv,
-            "models": models,
+            **identity,
             "starts": starts,
         }
         write_json(target, content)
@@ -115,6 +128,14 @@ class RunFolder:
         target = self.path / "summary.json"
         summary = read_json(target) if target.exists() else None
         return summary if summary and summary["status"] == "finished" else None
+
+
+def rows_fingerprint(examples: Iterable[Example]) -> str:
+    """Identity of loaded rows, order included: what is sampled at a step follows from it."""
+    digest = hashlib.sha256()
+    for row in examples:
+        digest.update(repr((row.id, row.question, row.answer, row.solution)).encode())
+    return digest.hexdigest()[:16]
 
 
 def fingerprint(folder: Path) -> str:

@@ -31,7 +31,7 @@ from rlkd.recipe.schema import OfflineStage, RlStage, SftStage, Stage
 from rlkd.records import Example, Prompt
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
-from rlkd.trainer.folder import RunFolder, fingerprint
+from rlkd.trainer.folder import RunFolder, fingerprint, rows_fingerprint
 from rlkd.trainer.foreign import as_teacher
 from rlkd.trainer.offline import prepare_offline, run_offline
 from rlkd.trainer.pair_sources import check_sources
@@ -96,7 +96,11 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
         check_fit(recipe, cluster.hardware)
         for slow in slow_precisions(recipe, cluster.hardware):
             console.note(slow)
-        folder.write_manifest(recipe, cluster.hardware, {name: fingerprint(path) for name, path in models.items()})
+        rows = {
+            f"data.{name}": rows_fingerprint(part.examples) for name, part in zip(("train", "eval"), data, strict=True)
+        }
+        prints = {name: fingerprint(path) for name, path in models.items()}
+        folder.write_manifest(recipe, cluster.hardware, prints, rows)
         prompts = [
             _prompts(recipe, builder, pool, part, name, console)
             for part, name in zip(data, ("train", "eval"), strict=True)

@@ -14,7 +14,7 @@ from rlkd.checkpoint import Checkpoints, read_json, write_json
 from rlkd.errors import CheckpointError
 from rlkd.metrics import MetricsLog, merge
 from rlkd.recipe import Recipe, load_recipe
-from rlkd.trainer.folder import RunFolder, fingerprint
+from rlkd.trainer.folder import RunFolder, fingerprint, rows_fingerprint
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
 
 ROOT = Path(__file__).parents[2]
@@ -181,6 +181,18 @@ def test_another_model_is_refused_on_resume(tmp_path: Path, recipe: Recipe) -> N
     assert len(read_json(tmp_path / "run" / "manifest.json")["starts"]) == 2
     with pytest.raises(CheckpointError, match="another policy model"):
         folder.write_manifest(recipe, hardware, {"policy": "bbbb"})
+
+
+def test_other_rows_are_refused_on_resume(tmp_path: Path, recipe: Recipe) -> None:
+    """A file that was edited in between: rollouts in flight would be laid beside other prompts."""
+    from rlkd.cluster import Hardware
+
+    folder = RunFolder.open(tmp_path / "run", recipe, resume=False)
+    rows = [group(name, [1]).prompt.example for name in "ab"]
+    for again in (rows, list(rows)):
+        folder.write_manifest(recipe, Hardware(cpus=2, gpus=0), {}, {"data.train": rows_fingerprint(again)})
+    with pytest.raises(CheckpointError, match=r"another data\.train "):
+        folder.write_manifest(recipe, Hardware(cpus=2, gpus=0), {}, {"data.train": rows_fingerprint(rows[::-1])})
 
 
 def test_fingerprints_see_weights(tmp_path: Path) -> None:
