@@ -48,8 +48,8 @@ def train(
         from rlkd.arithmetic import describe
         from rlkd.preflight import check_references
 
-        check_references(loaded, recipe.resolve().parent)
         typer.echo(describe(launch.resolve(loaded)))
+        check_references(loaded, recipe.resolve().parent)
         return
     from rlkd.cluster.joining import start_head
     from rlkd.trainer.run import train as run

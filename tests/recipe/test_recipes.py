@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rlkd.data.cards import load_card
+from rlkd.preflight import check_references
 from rlkd.recipe import load_recipe
 from rlkd.recipe.loading import read_recipe_file
 
@@ -55,6 +56,16 @@ def child(node: Any, part: str) -> Any:
     if not isinstance(node, dict):
         raise LookupError(part)
     return node[part]
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path not in PAPER], ids=lambda path: path.stem)
+def test_what_a_recipe_names_is_there(path: Path) -> None:
+    """Its files, cards, verifier and models; published settings read what only a download brings."""
+    recipe = load_recipe(path)
+    folder = path.parent / (recipe.data.dir or "")
+    if recipe.data.dir and not folder.is_dir():
+        pytest.skip(f"no shared data at {folder.resolve()}")
+    check_references(recipe, path.parent)
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
