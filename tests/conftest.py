@@ -37,6 +37,7 @@ def nothing_left_behind() -> Iterator[None]:
 @pytest.fixture
 def engineless_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe, Path], Run]:
     """Makes runs of a recipe in a folder, without engines: what a learner's call returns is its answer."""
+    from rlkd.cluster import Hardware
     from rlkd.trainer import learners
     from rlkd.trainer.console import Console
     from rlkd.trainer.context import Run
@@ -46,7 +47,7 @@ def engineless_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe, Path], 
     def make(recipe: Recipe, place: Path) -> Run:
         no: Any = None
         folder: Any = SimpleNamespace(path=place)
-        cluster: Any = SimpleNamespace(stop=lambda _: None)
+        cluster: Any = SimpleNamespace(stop=lambda _: None, hardware=Hardware(cpus=2, gpus=0))
         return Run(recipe, folder, cluster, Console(), no, no, train_prompts=[], eval_prompts=[], pool=no)
 
     return make

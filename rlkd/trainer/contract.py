@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkd.data.turns import TurnBuilder
 from rlkd.errors import RolloutError, TeacherError
 from rlkd.recipe import Recipe
+from rlkd.recipe.checks import has_rl, needs_teacher
 from rlkd.records import TrainRow
 from rlkd.trainer.context import Run
 from rlkd.trainer.fleet import Fleet, Sampling, Sequences, sample, score
@@ -97,6 +99,30 @@ def _check_teachers(teacher: TeacherPanel, learners: Learners, sequences: Sequen
         else:
             text += f"; {name} answers"
     return text
+
+
+def check_tokens(run: Run, models: dict[str, Path]) -> None:
+    """What an RL stage will ask of tokenizers and rows, asked before the first stage.
+
+    Args:
+        models: the folders of policy and teachers as the run starts; no stage changes their tokenizers.
+
+    Raises: TeacherError for a teacher with other tokens, RecipeError for a row without a teacher or a chat template
+        that cannot continue a first turn.
+    """
+    recipe = run.recipe
+    if not has_rl(recipe):
+        return
+    if needs_teacher(recipe):
+        panel = TeacherPanel.of(run, models)  # looks up every row's teacher
+        if panel.shares_tokens:
+            for folder in panel.folders.values():
+                check_teacher_tokenizer(models["policy"], folder)
+            for tokenizer in panel.served_tokenizers():
+                check_same_tokens(run.tokenizer, tokenizer)
+    if recipe.feedback is not None:
+        turns = TurnBuilder(run.builder, recipe.feedback)
+        turns.second_prompt(run.train_prompts[0], (run.tokenizer.eos_token_id,), "feedback")
 
 
 def check_teacher_tokenizer(policy: Path, teacher: Path) -> None:

@@ -22,7 +22,7 @@ from rlkd.records import Rollout, RolloutGroup, TrainRow
 from rlkd.trainer.assemble import Judged, plan_updates
 from rlkd.trainer.console import Bar
 from rlkd.trainer.context import Run
-from rlkd.trainer.contract import Bounds, check_contract, check_same_tokens, check_teacher_tokenizer
+from rlkd.trainer.contract import Bounds, check_contract
 from rlkd.trainer.early_stop import EarlyStop
 from rlkd.trainer.fleet import Fleet, Sampled, Sampling, sample
 from rlkd.trainer.learners import Learners
@@ -128,11 +128,6 @@ class RlTrainer:
         run.start_rollouts(self.source)
         if needs_teacher(run.recipe):
             self.teacher = TeacherPanel.of(run, self.teacher_folders)
-            if self.teacher.shares_tokens:
-                for folder in self.teacher.folders.values():
-                    check_teacher_tokenizer(self.source, folder)
-                for tokenizer in self.teacher.served_tokenizers():
-                    check_same_tokens(run.tokenizer, tokenizer)
             calls += self.teacher.start(cluster.teacher_workers)
         gather(calls, cluster.start_deadline_s)
         _ = self.plan  # its checks come before the first sample

@@ -31,6 +31,7 @@ from rlkd.recipe.schema import OfflineStage, RlStage, SftStage, Stage
 from rlkd.records import Example, Prompt
 from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
+from rlkd.trainer.contract import check_tokens
 from rlkd.trainer.folder import RunFolder, fingerprint, rows_fingerprint
 from rlkd.trainer.foreign import as_teacher
 from rlkd.trainer.offline import prepare_offline, run_offline
@@ -107,6 +108,7 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
         ]
         prompts[0] = _attach_privileged(recipe, builder, prompts[0], console)
         run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts[0], prompts[1], pool)
+        check_tokens(run, models)
         prepare_offline(run, models, root)
         evaluations = _go(run, models, root)
         summary = _summary(run, evaluations, time.monotonic() - begun)
