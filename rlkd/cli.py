@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlkd.errors import RlkdError
+from rlkd.errors import RecipeError, RlkdError
 
 app = typer.Typer(
     name="rlkd",
@@ -135,7 +135,7 @@ def rollouts(
     run_folder: Annotated[Path, typer.Argument(help="a run's folder")],
     step: Annotated[int | None, typer.Option(help="default: the last one kept")] = None,
     stage: Annotated[str | None, typer.Option(help="default: the last one that kept some")] = None,
-    limit: Annotated[int, typer.Option(help="how many")] = 8,
+    limit: Annotated[int, typer.Option(help="how many", min=1)] = 8,
 ) -> None:
     """Print sampled rollouts, tokens coloured by what the teacher thinks of them."""
     from rlkd.report import show_rollouts
@@ -150,9 +150,9 @@ def evaluate(
     samples: Annotated[int, typer.Option(help="completions a problem: avg@k, pass@k, maj@k")] = 1,
     temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
     top_p: Annotated[float, typer.Option(help="sample within this share of the distribution")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option()] = 512,
-    stop: Annotated[int | None, typer.Option(help="only the first so many rows")] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="of a completion; a longer one counts as truncated")] = 512,
+    limit: Annotated[int | None, typer.Option(help="only the first so many rows", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="of the sampling")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="default: runs/eval-<card>")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print summary.json")] = False,
 ) -> None:
@@ -161,7 +161,7 @@ def evaluate(
 
     from rlkd.trainer.eval_command import EvalJob, evaluate_model
 
-    job = EvalJob(model, card, samples, temperature, top_p, max_new_tokens, stop=stop, seed=seed)
+    job = EvalJob(model, card, samples, temperature, top_p, max_new_tokens, stop=limit, seed=seed)
     summary = evaluate_model(job, out or Path("runs") / f"eval-{Path(card).stem}")
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
@@ -181,8 +181,10 @@ def explain(
 @app.command(name="audit-verifier")
 def audit(
     name: Annotated[str, typer.Argument(help="verifier: a registered name or module:function")],
-    cases: Annotated[Path, typer.Option("--cases", help="labelled cases, JSON lines")],
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    cases: Annotated[
+        Path, typer.Option("--cases", help="JSON lines with gold, completion, expected, and id, kind, confidence")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
 ) -> None:
     """Run a verifier over labelled cases: counts and the ids judged wrong, abstained or timed out, per kind."""
     from rlkd.audit import audit_verifier
@@ -230,6 +232,7 @@ def main(recipe: str | None = None) -> None:
     elif arguments and Path(arguments[0]).suffix in (".yaml", ".yml"):
         arguments = ["train", *arguments]
     try:
+        _check_dashes(arguments)
         app(args=arguments, standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
@@ -251,6 +254,14 @@ def main(recipe: str | None = None) -> None:
             raise
         show()
         sys.exit(getattr(error, "exit_code", 2))
+
+
+def _check_dashes(arguments: list[str]) -> None:
+    """Raises: RecipeError for an override written as an option, as other tools have it."""
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if name.startswith("--") and "." in name and equals:
+            raise RecipeError(f"'{argument}': overrides have no dashes; write {argument[2:]}")
 
 
 def _quiet() -> None:

@@ -12,8 +12,10 @@ from rlkd.errors import DataCardError, RecipeError, VerifierError
 from rlkd.models.materialise import find_model
 from rlkd.models.window import check_windows
 from rlkd.recipe import Recipe
+from rlkd.recipe.checks import has_rl, needs_teacher
 from rlkd.recipe.data import CardData, FileData
 from rlkd.recipe.models import ModelSpec, PretrainedModel, TeacherSpec
+from rlkd.recipe.offline_checks import samples
 from rlkd.recipe.privileged_checks import separate_teachers
 from rlkd.recipe.schema import SftStage
 
@@ -40,9 +42,16 @@ def check_references(recipe: Recipe, root: Path) -> None:
 
 
 def model_specs(recipe: Recipe) -> dict[str, ModelSpec]:
-    """Models by name: the policy and every teacher that runs here."""
+    """Models by name: the policy, and every teacher that runs here and that a stage reads."""
     named = separate_teachers(recipe).items()
-    return {"policy": recipe.policy} | {name: spec.model for name, spec in named if isinstance(spec, TeacherSpec)}
+    read = needs_teacher(recipe) or samples(recipe, "teacher") or not has_rl(recipe)
+    teachers = {name: spec.model for name, spec in named if isinstance(spec, TeacherSpec) and read}
+    return {"policy": recipe.policy} | teachers
+
+
+def where_of(name: str) -> str:
+    """The dotted place of a model's section."""
+    return name if name == "policy" else "teacher.model" if name == "teacher" else f"teacher.teachers.{name}.model"
 
 
 def _data(recipe: Recipe, root: Path) -> Iterator[str]:
@@ -78,6 +87,6 @@ def _verifier(recipe: Recipe) -> Iterator[str]:
 def _models(recipe: Recipe) -> Iterator[str]:
     for name, spec in model_specs(recipe).items():
         try:
-            find_model(spec, where="policy" if name == "policy" else "teacher.model" if name == "teacher" else name)
+            find_model(spec, where=where_of(name))
         except RecipeError as error:
             yield str(error)

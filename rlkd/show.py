@@ -77,6 +77,7 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
 
     Raises: RecipeError when there is no such example, or its template, fields or model are unusable.
     """
+    from reward.registry import load as load_verifier
     from rlkd.data.prompt import PromptBuilder
     from rlkd.data.source import load_sources, tokenizer_texts
     from rlkd.models import tokenizer_of
@@ -96,7 +97,11 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
         f"  limit: rollout.max_prompt_tokens {_limit(recipe, prompt)}",
     ]
     lines += _teacher_side(recipe, builder, prompt) + _second_turn(recipe, builder, prompt)
-    lines += ["", f"gold answer, judged by '{recipe.verifier.kind}'", f"  {example.answer!r}", ""]
+    verdict = load_verifier({"name": recipe.verifier.kind, **recipe.verifier.options}).check_gold(
+        example.for_verifier()
+    )
+    judged = f"refuses: {verdict.detail}" if verdict.abstained else "accepts"
+    lines += ["", f"gold answer, which verifier '{recipe.verifier.kind}' {judged}", f"  {example.answer!r}", ""]
     lines += [
         f"stages.{stage.name} learns from pairs of a right and a wrong trace ({stage.pairs.kind}), after this prompt\n"
         for stage in recipe.stages

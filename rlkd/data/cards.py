@@ -162,7 +162,7 @@ class DataCard(_Part):
             raise DataCardError(f"card '{self.name}' names no local file{hub}")
         path = data_folder(data_dir) / self.source.file
         if not path.is_file():
-            raise DataCardError(f"card '{self.name}': no file {path}; set RLKD_DATA_DIR or pass data_dir")
+            raise DataCardError(f"card '{self.name}': no file {path}; set RLKD_DATA_DIR to the folder that holds it")
         return path
 
     def rows(
@@ -253,7 +253,10 @@ def load_card(name: str | Path, folder: str | Path | None = None) -> DataCard:
         known = card_names(folder)
         raise DataCardError(f"no data card '{name}'{did_you_mean(str(name), known)}; known: {', '.join(known)}")
     try:
-        card = DataCard.model_validate(yaml.safe_load(path.read_text("utf-8")))
+        raw = yaml.safe_load(path.read_text("utf-8"))
+        if isinstance(raw, dict) and {"policy", "data"} <= raw.keys():
+            raise DataCardError(f"{path} is a recipe, not a data card; `rlkd validate {path}` looks at recipes")
+        card = DataCard.model_validate(raw)
     except yaml.YAMLError as error:
         raise DataCardError(f"{path.name} is not YAML: {error}") from error
     except ValidationError as error:

@@ -172,7 +172,13 @@ def _check_columns(fields: FieldMap, columns: Iterable[str], where: str) -> None
     known = list(columns)
     for name in ("question", "answer", "solution"):
         rule: FieldRule | None = getattr(fields, name)
-        for column in _PLACEHOLDER.findall(rule.template) if rule else []:
+        columns_named = _PLACEHOLDER.findall(rule.template) if rule else []
+        if rule and not columns_named:
+            raise RecipeError(
+                f"{where}.fields.{name}: {rule.template!r} names no column, so that every row would be alike; write "
+                f"'{{{rule.template if rule.template in known else known[0]}}}'; columns: {', '.join(known)}"
+            )
+        for column in columns_named:
             if column not in known:
                 raise RecipeError(
                     f"{where}.fields.{name}: the data has no column '{column}'{did_you_mean(column, known)}; "

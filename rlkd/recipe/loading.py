@@ -18,6 +18,8 @@ from rlkd.recipe.schema import Recipe
 LAUNCH_KEY = "_"
 FIRST_LINES = ("#!/usr/bin/env -S accelerate launch", '_: r"""')
 LAST_LINE = '# """; import rlkd; rlkd.main(__file__)'
+_SHOWN = 60  # characters of a wrong value that are repeated
+_QUOTED = re.compile(r"'([^']+)'")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -127,7 +129,7 @@ def _override_value(text: str, item: str) -> Any:
 def _numbers(value: Any) -> Any:
     """YAML 1.1 reads ``2e-6`` as text; on a command line nobody means that."""
     if isinstance(value, str) and _NUMBER.fullmatch(value):
-        return float(value)
+        return int(value) if re.fullmatch(r"[-+]?\d+", value) else float(value)
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}
     return [_numbers(item) for item in value] if isinstance(value, list) else value
@@ -160,7 +162,7 @@ def _list_index(node: list[Any], part: str, path: str) -> int:
 def _describe(raw: Any, error: Mapping[str, Any]) -> str:
     path = _dotted(raw, error)
     kind, given, context = error["type"], error.get("input"), error.get("ctx", {})
-    shown = repr(given) if not isinstance(given, dict | list) else type(given).__name__
+    shown = repr(given) if not isinstance(given, dict | list) or len(repr(given)) < _SHOWN else type(given).__name__
     if kind == "extra_forbidden":
         known = _known_fields(error["loc"])
         if (chosen := _sibling_of_another_kind(raw, error["loc"])) is not None:
@@ -183,7 +185,11 @@ def _describe(raw: Any, error: Mapping[str, Any]) -> str:
             return f"{path}.kind: missing; accepted: {', '.join(tags)}"
         tag = str(context["tag"])
         return f"{path}.kind: given '{tag}'; accepted: {', '.join(tags)}{did_you_mean(tag, tags)}"
-    hint = ""
+    if kind == "string_pattern_mismatch":
+        return f"{path}: given {shown}; use letters, digits, '.', '_' and '-'"
+    if kind == "too_short":
+        return f"{path}: given {shown}; {context['min_length']} values are wanted"
+    hint = did_you_mean(str(given), _QUOTED.findall(context["expected"])) if kind == "literal_error" else ""
     if isinstance(given, str) and _NUMBER.fullmatch(given) and kind in ("float_type", "int_type"):
         hint = f" (YAML reads {given} as text: write {_as_yaml_float(given)}, without quotes)"
     message = str(context["error"]) if kind == "value_error" and "error" in context else _plain(error["msg"])

@@ -11,7 +11,7 @@ import torch
 
 from reward.verdict import Verdict
 from rlkd import objectives
-from rlkd.advantages import group_advantages
+from rlkd.advantages import add_shaping, group_advantages
 from rlkd.learner.learner import Update
 from rlkd.learner.loss import Denominators
 from rlkd.learner.packing import group_cost, plan_micro_batches, split_groups
@@ -59,7 +59,8 @@ def advantages(recipe: Recipe, judged: Judged) -> list[float]:
         credit = group_advantage(scores=scores, baseline="none", scale="none")
     shaping = torch.tensor([sum(verdict.shaping.values()) for verdict in judged.verdicts], dtype=torch.float64)
     if bool(shaping.any()):
-        credit = credit + group_advantage(scores=shaping, baseline="mean", scale="none")
+        centred = group_advantage(scores=shaping, baseline="mean", scale="none")  # shaping alone lifts no whole group
+        credit = add_shaping(advantages=credit, shaping=centred, valid=valid)
     return [float(value) for value in credit]
 
 

@@ -21,12 +21,8 @@ from rlkd.data.source import Loaded, load_held_in, load_sources, tokenizer_texts
 from rlkd.errors import RecipeError
 from rlkd.launch import Launch
 from rlkd.models import check_windows, load_tokenizer, materialise
-from rlkd.preflight import check_references
+from rlkd.preflight import check_references, model_specs, where_of
 from rlkd.recipe import Recipe
-from rlkd.recipe.checks import has_rl, needs_teacher
-from rlkd.recipe.models import ModelSpec, TeacherSpec
-from rlkd.recipe.offline_checks import samples
-from rlkd.recipe.privileged_checks import separate_teachers
 from rlkd.recipe.schema import OfflineStage, RlStage, SftStage, Stage
 from rlkd.records import Example, Prompt
 from rlkd.trainer.console import Console
@@ -136,22 +132,10 @@ def _report_exclusions(console: Console, name: str, excluded: Counter[str]) -> N
 
 def _prepare_models(recipe: Recipe, folder: RunFolder, examples: Iterable[Example]) -> dict[str, Path]:
     texts = partial(tokenizer_texts, examples)
-    specs: dict[str, ModelSpec] = {"policy": recipe.policy}
-    if _uses_teacher(recipe):
-        named = separate_teachers(recipe).items()
-        specs |= {name: spec.model for name, spec in named if isinstance(spec, TeacherSpec)}
     return {
-        name: materialise(spec, folder.path / "models" / name, where=_where(name), seed=recipe.seed, texts=texts)
-        for name, spec in specs.items()
+        name: materialise(spec, folder.path / "models" / name, where=where_of(name), seed=recipe.seed, texts=texts)
+        for name, spec in model_specs(recipe).items()
     }
-
-
-def _where(name: str) -> str:
-    return name if name == "policy" else "teacher.model" if name == "teacher" else f"teacher.teachers.{name}.model"
-
-
-def _uses_teacher(recipe: Recipe) -> bool:
-    return recipe.teacher is not None and (needs_teacher(recipe) or samples(recipe, "teacher") or not has_rl(recipe))
 
 
 def _prompts(

@@ -124,6 +124,8 @@ def test_a_model_folder_that_is_not_there_is_no_download(tmp_path: Path) -> None
         (["report", str(RECIPE)], "holds no run"),
         (["audit-verifier", "math", "--cases", "nowhere"], "there is no file of cases 'nowhere'"),
         (["train", str(RECIPE), *SMALL, "--out", str(RECIPE)], f"{RECIPE}: file exists"),
+        (["train", str(RECIPE), "--optim.lr=3"], "overrides have no dashes; write optim.lr=3"),
+        (["data", "check", str(RECIPE)], "is a recipe, not a data card"),
         (["validate", str(ROOT)], "is a folder; name a recipe file in it"),
     ],
 )

@@ -48,7 +48,7 @@ def fault(*overrides: str, recipe: Path = KDRL) -> str:
         ("stages.warmup.steps=3", ["stages.warmup", "sft, sft-teacher, kdrl"]),
         ("policy.tokenizer.vocab=300", ["policy.tokenizer.vocab: unknown key", "vocab_size"]),
         ("policy.heads=5", ["policy", "multiple of 2 x heads"]),
-        ("name=a/b", ["name", "given 'a/b'"]),
+        ("name=a/b", ["name: given 'a/b'; use letters, digits"]),
         ("objective.estimator=k1", ["zero expected gradient", "k2", "form: advantage"]),
         ("objective.distill_coef={kind: annealed, start: 0.1, end: 0.2, delta: 0.01}", ["must not exceed start"]),
         ("novalue", ["dotted.key=value"]),
@@ -58,6 +58,8 @@ def fault(*overrides: str, recipe: Path = KDRL) -> str:
         ("learning_rate=1", ["learning_rate: unknown key; did you mean 'optim.lr'?"]),
         ("stages[0].steps=5", ["named with dots: stages.0.steps=5"]),
         ("objective={kind:", ["quote the whole override for the shell"]),
+        ("cluster.schedule=asnc", ["should be 'sync' or 'async'", "given 'asnc'", "did you mean 'async'"]),
+        ("optim.betas=[0.9]", ["optim.betas: given [0.9]; 2 values are wanted"]),
     ],
 )
 def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> None:
