@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import gzip
 import json
 import os
@@ -19,6 +20,7 @@ from rlkd.errors import DataCardError, did_you_mean
 Row = dict[str, Any]
 
 EXCERPT_CHARS = 80
+ENDINGS = (".csv", ".json", ".jsonl", ".jsonl.gz", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,20 @@ class BadRow:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row | BadRow]]:
-    """Yield ``(row number, row or BadRow)`` of a .jsonl(.gz), .json or .parquet file, in constant memory.
+    """Yield ``(row number, row or BadRow)`` of a file with one of ``ENDINGS``, in constant memory.
 
-    A .json file holding one list is the exception: it is read whole, as it has no rows to stream.
+    A .json file holding one list is the exception: it is read whole, as it has no rows to stream. Values of a .csv file
+    are text.
     Raises: DataCardError when there is no such file or its ending is unknown.
     """
     path = Path(path)
     if not path.is_file():
         raise DataCardError(f"no such data file: {path}{_near(path)}")
-    suffixes = "".join(path.suffixes[-2:])
-    if suffixes.endswith((".jsonl", ".jsonl.gz")):
-        yield from _jsonl_rows(path)
-    elif suffixes.endswith(".json"):
-        yield from _json_rows(path)
-    elif suffixes.endswith(".parquet"):
-        yield from _parquet_rows(path)
-    else:
-        raise DataCardError(f"cannot read {path}: known endings are .jsonl, .jsonl.gz, .json, .parquet")
+    readers = dict(zip(ENDINGS, (_csv_rows, _json_rows, _jsonl_rows, _jsonl_rows, _parquet_rows), strict=True))
+    reader = next((found for ending, found in readers.items() if path.name.endswith(ending)), None)
+    if reader is None:
+        raise DataCardError(f"cannot read {path}: known endings are {', '.join(ENDINGS)}")
+    yield from reader(path)
 
 
 def _near(path: Path) -> str:
@@ -151,6 +150,22 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
         raise DataCardError(f"{path} holds a {type(values).__name__}; a list of objects is needed")
     for number, value in enumerate(values, start=1):
         yield number, _as_row(number, value)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            for number, row in enumerate(csv.DictReader(stream), start=1):
+                if None in row or None in row.values():
+                    yield (
+                        number,
+                        BadRow(number, "another number of fields than the header has", str(row)[:EXCERPT_CHARS]),
+                    )
+                else:
+                    yield number, dict(row)
+    except (csv.Error, UnicodeDecodeError) as error:
+        yield number + 1, BadRow(number + 1, f"the file cannot be read beyond this row ({error})", path.name)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:

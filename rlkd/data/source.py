@@ -12,14 +12,14 @@ from typing import Any
 
 from rlkd.data.cards import data_folder, load_card
 from rlkd.data.reasoning_gym import load_reasoning_gym
-from rlkd.data.rows import BadRow, read_rows
+from rlkd.data.rows import ENDINGS, BadRow, read_rows
 from rlkd.errors import DataCardError, RecipeError, did_you_mean
 from rlkd.recipe.data import CardData, FieldMap, FieldRule, FileData, HubData, ReasoningGymData
 from rlkd.records import Example
 
 Source = ReasoningGymData | FileData | HubData | CardData
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
-_LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+_LOADERS = dict(zip(ENDINGS, ("csv", "json", "json", "json", "parquet"), strict=True))
 
 
 @dataclass
@@ -93,7 +93,8 @@ def _rows(source: FileData | HubData, where: str, root: Path) -> Any:
     else:
         path = source_file(source, where, root)
         try:
-            rows = datasets.load_dataset(_LOADERS[path.suffix], data_files=str(path), split="train")
+            loader = next(name for ending, name in _LOADERS.items() if path.name.endswith(ending))
+            rows = datasets.load_dataset(loader, data_files=str(path), split="train")
         except Exception as error:
             raise RecipeError(f"{where}.path: {path} cannot be read: {_first_fault(path) or error}") from error
     if source.start >= len(rows):
@@ -110,8 +111,8 @@ def source_file(source: FileData, where: str, root: Path) -> Path:
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
         raise RecipeError(f"{where}.path: there is no file {path}{near}; relative paths start at data.dir")
-    if path.suffix not in _LOADERS:
-        raise RecipeError(f"{where}.path: '{path.suffix}' is not read; accepted: {', '.join(sorted(_LOADERS))}")
+    if not path.name.endswith(ENDINGS):
+        raise RecipeError(f"{where}.path: '{path.suffix}' is not read; accepted: {', '.join(ENDINGS)}")
     if not path.stat().st_size:
         raise RecipeError(f"{where}.path: {path} is empty")
     return path
@@ -119,9 +120,10 @@ def source_file(source: FileData, where: str, root: Path) -> Path:
 
 def _first_fault(path: Path) -> str:
     """Which row a reader stumbled over, where that can be told."""
-    if path.suffix not in (".jsonl", ".json"):
-        return ""
-    return next((str(row) for _, row in read_rows(path) if isinstance(row, BadRow)), "")
+    try:
+        return next((str(row) for _, row in read_rows(path) if isinstance(row, BadRow)), "")
+    except DataCardError as error:
+        return str(error)
 
 
 def _add_card(source: CardData, loaded: Loaded, root: Path) -> None:

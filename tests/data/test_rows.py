@@ -53,6 +53,9 @@ def test_formats(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([GOOD]), tmp_path / "c.parquet")
     assert list(good_rows(tmp_path / "a.jsonl.gz")) == [GOOD]
     assert list(good_rows(tmp_path / "c.parquet")) == [GOOD]
+    (tmp_path / "e.csv").write_text('q,a\r\n"1, 2?",3\r\nlost\r\nx,y\r\n', encoding="utf-8-sig")
+    assert list(good_rows(tmp_path / "e.csv")) == [{"q": "1, 2?", "a": "3"}, {"q": "x", "a": "y"}]
+    assert isinstance(dict(read_rows(tmp_path / "e.csv"))[2], BadRow)
     rows = dict(read_rows(tmp_path / "b.json"))
     assert rows[1] == GOOD and isinstance(rows[2], BadRow)
     (tmp_path / "d.txt").write_text("x")

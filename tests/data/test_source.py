@@ -11,6 +11,7 @@ import pytest
 
 from rlkd.data.prompt import PromptBuilder
 from rlkd.data.reasoning_gym import load_reasoning_gym
+from rlkd.data.rows import good_rows
 from rlkd.data.source import load_held_in, load_sources
 from rlkd.errors import RecipeError
 from rlkd.models.tokenizer import build_tokenizer
@@ -77,6 +78,54 @@ def test_a_row_that_its_pattern_does_not_match_is_left_out(jsonl: Path) -> None:
 def test_wrong_sources_are_named(source: FileData | ReasoningGymData, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         load_sources([source], where="data.train", root=Path())
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.json", "rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
+def test_every_format_that_curation_reads(tmp_path: Path, name: str) -> None:
+    from datasets import Dataset
+
+    table, path = Dataset.from_list([{"q": "1+1?", "a": "2"}, {"q": "2+2?", "a": "4"}]), tmp_path / name
+    if name.endswith(".csv"):
+        table.to_csv(path)
+    elif name.endswith(".parquet"):
+        table.to_parquet(path)
+    else:
+        options = {"compression": "gzip"} if name.endswith(".gz") else {}
+        table.to_json(path, lines="jsonl" in name, **options)
+    fields = FieldMap(question=FieldRule(template="{q}"), answer=FieldRule(template="{a}"))
+    loaded = load_sources([FileData(path=str(path), fields=fields)], where="data.train", root=Path())
+    assert [(example.question, str(example.answer)) for example in loaded.examples] == [("1+1?", "2"), ("2+2?", "4")]
+    assert [row["q"] for row in good_rows(path)] == ["1+1?", "2+2?"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b'{"q": "1", "a": 2}\n{"q": "x" "a": 3}\n', "row 2: not JSON"),
+        (b'{"q": "1", "a": 2}\n[1]\n', "row 2: a list where an object is needed"),
+        (b'{"q": "\xe9", "a": 2}\n', "UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_names_the_row(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    fields = FieldMap(question=FieldRule(template="{q}"), answer=FieldRule(template="{a}"))
+    source = FileData(path="rows.jsonl", fields=fields)
+    with pytest.raises(RecipeError, match=said):
+        load_sources([source], where="data.train", root=tmp_path)
+
+
+def test_a_field_that_names_no_column_is_refused(jsonl: Path) -> None:
+    """Every row would have the same answer."""
+    fields = FieldMap(question=FieldRule(template="{q}"), answer=FieldRule(template="a"))
+    with pytest.raises(RecipeError, match=r"fields\.answer: 'a' names no column.*write '\{a\}'"):
+        load_sources([FileData(path=str(jsonl), fields=fields)], where="data.train", root=Path())
+
+
+def test_a_start_beyond_the_rows_is_named(jsonl: Path) -> None:
+    fields = FieldMap(question=FieldRule(template="{q}"), answer=FieldRule(template="{a}"))
+    with pytest.raises(RecipeError, match=r"data\.train\.start: 10, but there are \d rows"):
+        load_sources([FileData(path=str(jsonl), fields=fields, start=10)], where="data.train", root=Path())
 
 
 def test_a_missing_column_names_the_nearest(jsonl: Path) -> None:
