@@ -77,7 +77,7 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
 
     Raises: RecipeError when there is no such example, or its template, fields or model are unusable.
     """
-    from reward.registry import load as load_verifier
+    from reward.pool import VerifierPool
     from rlkd.data.prompt import PromptBuilder
     from rlkd.data.source import load_sources, tokenizer_texts
     from rlkd.models import tokenizer_of
@@ -97,9 +97,8 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
         f"  limit: rollout.max_prompt_tokens {_limit(recipe, prompt)}",
     ]
     lines += _teacher_side(recipe, builder, prompt) + _second_turn(recipe, builder, prompt)
-    verdict = load_verifier({"name": recipe.verifier.kind, **recipe.verifier.options}).check_gold(
-        example.for_verifier()
-    )
+    with VerifierPool({"name": recipe.verifier.kind, **recipe.verifier.options}, workers=1) as pool:  # it may hang
+        verdict = pool.check_golds([example.for_verifier()])[0]
     judged = f"refuses: {verdict.detail}" if verdict.abstained else "accepts"
     lines += ["", f"gold answer, which verifier '{recipe.verifier.kind}' {judged}", f"  {example.answer!r}", ""]
     lines += [

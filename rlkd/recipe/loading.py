@@ -249,11 +249,7 @@ def _sibling_of_another_kind(raw: Any, loc: Sequence[str | int]) -> tuple[str, s
     if not isinstance(node, dict) or "kind" not in node or not path:
         return None
     parents = [part for part in loc[:-1] if part != node["kind"]]
-    classes: list[type[BaseModel]] = [Recipe]
-    for part in parents:
-        fields = [c.model_fields[part].annotation for c in classes if part in c.model_fields]
-        classes = [found for annotation in fields for found in _sections(annotation)] or classes
-    elsewhere = any(str(loc[-1]) in c.model_fields for c in classes if "kind" in c.model_fields)
+    elsewhere = str(loc[-1]) in _known_fields([*parents, ""])  # without its kind: of all kinds
     return (".".join(path), str(node["kind"])) if elsewhere else None
 
 
