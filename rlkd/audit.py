@@ -147,8 +147,15 @@ def _sized(items: Any) -> Any:
     return items
 
 
-_CALLS: dict[str, Any] = {"float": float, "str": str, "chr": chr, "int": int, "range": range, "len": len}
-_CALLS["reversed"] = lambda items: list(reversed(items))
+_CALLS: dict[str, Any] = {
+    "float": float,
+    "str": str,
+    "chr": chr,
+    "int": int,
+    "range": range,
+    "len": len,
+    "reversed": lambda items: list(reversed(items)),
+}
 
 
 def _call(node: ast.Call, names: Mapping[str, Any]) -> Any:

@@ -104,8 +104,8 @@ class RunFolder:
                             f"{self.path} was started with another {name}{what} ({then}, now {now}); restore it, or "
                             "write --out OTHER"
                         )
-        today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        starts.append({"at": today, "command": sys.argv, "hardware": hardware.describe()})
+        begun = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        starts.append({"at": begun, "command": sys.argv, "hardware": hardware.describe()})
         content = {
             "rlkd": importlib.metadata.version("rlkd"),
             "python": platform.python_version(),

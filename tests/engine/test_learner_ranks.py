@@ -246,7 +246,7 @@ def test_sft_on_two_ranks_shards_the_optimizer_and_names_a_rank_that_fails(
     whole, sharded = (
         dict(load_causal_lm(tmp_path / f"zero-{zero}", dtype=torch.float32).state_dict()) for zero in (0, 2)
     )
-    assert max(float((tensor - sharded[name]).abs().max()) for name, tensor in whole.items()) < 1e-4
+    assert max(float((tensor - sharded[name]).abs().max()) for name, tensor in whole.items()) < 1e-6
     calls = submit_sft(workers[:1], folders["teacher"], tmp_path / "out", stage)
     calls += submit_sft(workers[1:], tmp_path / "nothing", tmp_path / "out", stage)
     recipe = SimpleNamespace(cluster=SimpleNamespace(step_deadline_s=300.0))
