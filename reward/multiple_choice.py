@@ -7,93 +7,11 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+from reward import choice_patterns as patterns
 from reward.protocol import Example
 from reward.text import after_thinking, boxes, fold, last_boxes, last_tags, squash, until_stop, visible
 from reward.verdict import Verdict
 
-_OPEN = r"(?:[*_`\"'“‘\[{(<（【$]|\\[({\[]|\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\s*\{|\\boxed\s*\{)"
-_CLOSE = r"(?:[*_`\"'”’\]})>）】$]|\\[)}\]])"
-_ENDS = r"(?![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|['’]\w)"  # a letter that no word goes on from, C是 included
-_LETTER = rf"(?:{_OPEN}\s*)*(?P<letter>[A-Ja-j]){_ENDS}(?:\s*{_CLOSE})*"
-_OR = r"(?:[oO]r|ou?|oder|или|або|hoặc|atau|veya|lub|eller|または|또는|或者?)"
-_AND = r"(?:and|[eyи&+、和與与]|et|und|dan|och|oraz|と|와|과)"
-_OPTION_WORD = (
-    r"(?:(?:the|la|el|le|die|der|de|a|o)\s+(?=[*({\[]*[A-J]\b(?!\s+\w)))?"
-    r"(?:(?:the\s+|la\s+|el\s+|die\s+|a\s+|l')?(?:option|choice|letter|answer|alternative|statement|opci[óo]n|opção|lettre|letra"
-    r"|lettera|réponse|respuesta|antwort|alternativa|risposta|resposta|вариант|选项|选)\s*:?\s*)?"
-)
-_ANCHOR = re.compile(
-    r"(?:(?:final|correct|best|right|most\s+(?:appropriate|likely))\s+)*(?:answers?|ans|choice|option)\b[\"'”]?\.?\s*(?:letter\s*)?(?:\*\*)?\s*"
-    r"(?:is|are|seems\s+to\s+be|appears\s+to\s+be|would\s+be|should\s+be|must\s+be|will\s+be|:|：|=|is\s*:|[-–—](?=\s*[*(]{0,3}[A-J]\b))\s*(?:therefore|thus|clearly|simply)?\s*:?"
-    r"(?:\s*not\s+\(?[A-J]\)?,?\s*but\b(?:\s+rather)?)?"
-    r"|(?:正[确確]|最[终終]|最佳)?(?:答案|[选選][项項])\s*(?:应该|應該|应|就)?\s*(?:不是\s*[A-J]\s*[,，]?\s*而是|是|[为為]|选|：|:)+"
-    r"|(?:故|应|應|所以|因此|本题|本題|我)[选選]\s*[:：]?|[选選][择擇]"
-    r"|(?:antwort|respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|ответ|antwoord|jawaban|cevap|odpowied[źz]|відповідь|svar|alternativa|đáp\s+án)"
-    r"(?:\s+(?!no\b|nicht\b|n\b|não\b|non\b|не\b)\w+)?\s*(?:ist|est|es|é|è|:|：|is|adalah|to|là|[-–—])(?!\w)"
-    r"(?:\s*(?:donc|alors|entonces|pues|also|daher|somit|portanto|quindi|dunque)\b)?(?:\s*nicht\s+\(?[A-J]\)?,?\s*sondern\b)?"
-    r"|(?:respuesta|opci[óo]n|opção|réponse|reponse|resposta|risposta|alternativa)(?:\s+\w+)?\s+(?:no\s+es|n['’]est\s+pas|não\s+é|non\s+è)"
-    r"\s+(?:(?:la|l['’]|a)\s*)?(?:(?:opci[óo]n|opção|option|opzione)\s+)?\(?[A-J]\)?,?\s*(?:sino|mais|mas|e\s+sim|ma|bensì)\b"
-    r"|(?:الإجابة|الجواب)(?:\s+\w+)?\s*(?:هي|هو|:)|(?:答え|こたえ|解答|正解)\s*(?:は|：|:)|(?:정답|답)\s*(?:은|는|:|：)"
-    r"|^[#* \t]{0,20}(?:final\s+|correct\s+)?answer[*\s]*:?[*\s]*$|^\s*####|^[*\s]*(?:correct|final)\s*:",
-    re.IGNORECASE | re.MULTILINE,
-)
-_CONCLUDES = re.compile(
-    r"(?:\bgo(?:ing)?\s+with|\bchoose|\bpick|\bselect|\bmust\s+be|\bhas\s+to\b\s+be|\bshould\s+be|\bit\s+is|\bit's|\banswer|\bso|\bthus"
-    r"|\btherefore|\bhence|\bthen|\bconclude|\bleaves(?:\s+us\s+with)?|\bis)\s*,?\s*(?:only\s+)?(?:\s*:)?",
-    re.IGNORECASE,
-)
-_CAPITAL = _LETTER.replace("letter", "capital").replace("A-Ja-j", "A-J")
-_IS_CORRECT = re.compile(
-    rf"(?:\b(?i:option|choice)\s+{_LETTER}|(?<![A-Za-z0-9_-]){_CAPITAL})"
-    r"(?:\s+is\s+(?:the\s+)?(?:correct|right|best|most\s+(?:likely|appropriate))\b(?!\s+(?:if|when|only|except))|\s+(?:remains|is\s+left)\b"
-    r"|\s*(?:选项|選項)?(?:是)?正[确確])"
-)
-_NAMED = re.compile(
-    r"[(\[（【]?([A-Ja-j])[)\]）】]?\s*(?:[:：,、)]|[-–—](?=\s)|\.(?=\s|[A-Z]?[a-z]{2})|\)\s)\s*(.+)", re.DOTALL
-)
-_ALONE = re.compile(r"\s*[*_]{0,2}[(\[]?[A-J][)\]]?\.?[*_]{0,2}\s*")  # a letter with a line of its own
-_TAKEN_BACK = re.compile(
-    r"\b(?:no,?\s+wait|wait,?\s+no)\b|\b(?:wait|actually|hmm+|correction|no)\s*[,:.…-]", re.IGNORECASE
-)
-_NEXT_LETTER = re.compile(rf"[\s,]*(?:(?:clearly|definitely|therefore|thus)\s+)?{_OPTION_WORD}{_LETTER}", re.IGNORECASE)
-_BESIDE = re.compile(r"[\s*)\]}]*[).:,-]+\s*([^\n]+)")  # what stands behind a letter
-_RIVAL = re.compile(  # B, maybe C; B (but C is also possible)
-    r"\b(?:(?i:maybe|perhaps|possibly|alternatively)|(?:could|might|may)\s+(?:also\s+)?be)\s+(?:\w+\s+){0,2}[*(\[]*(?P<named>[A-J])(?![\w'’])"
-    r"|(?<!\w)(?P<claimed>[A-J])[*)\]]*\s+(?:(?:(?:is|are|could|might|may|would)\s+)?(?:also|equally)\s+(?:be\s+)?"
-    r"(?:possible|plausible|correct|right|acceptable|valid|fine)|(?:could|might|may)\s+be\s+(?:possible|correct|right|acceptable|valid))\b"
-)
-_IF_OPTION = re.compile(r"\b(?i:if)\s+(?:option\s+)?[(]?[A-J][)]?\s")
-_ANOTHER = re.compile(r"(?:^|[\s,;])[(\[]?[A-J](?:[)\]]|[.:](?=\s))")  # the next of a list of options
-_CONDITION = re.compile(r"\s*,?\s*(?:if|when|unless|provided|assuming|only\s+if)\b", re.IGNORECASE)
-_SUPPOSED = re.compile(  # right before an announcement
-    r"\b(?:if|whether|suppos\w+|assum\w+|imagine)\s+(?:that\s+)?(?:the\s+(?:answer\s+)?)?$", re.IGNORECASE
-)
-_EXAMPLE = re.compile(  # an announcement in quotes, of the form that was asked for
-    r"\b(?:such\s+as|like|format|form|line|template|e\.g\.|saying|write|instructions?[^.\n]{0,40})[\s:,]*['\"‘“`]$",
-    re.IGNORECASE,
-)
-_HEDGED_CLAIM = re.compile(r"\b(?:not|never|if|whether|nobody)\b|n't\b", re.IGNORECASE)
-_NOT_WRONG = r"(?!\W*\s(?:is|are)\s+(?:wrong|incorrect|false|not)\b)"  # B and C is wrong
-_DOUBTFUL = (
-    r"(?:maybe|perhaps|possibly|alternatively|vs\.?|versus|(?:less\s+|more\s+)?likely|is\s+it|else"
-    r"|tal\s+vez|quizás|peut-être|vielleicht)"
-)
-_JOINER = rf"(?:[,/|]|(?:{_DOUBTFUL}|also|as\s+well\s+as|plus|then)\b|\b{_OR}(?![a-z])|{_AND}(?![a-z]))"
-_GUESSED = re.compile(rf"(?<![A-Za-z])(?:{_OR}|{_DOUBTFUL})(?![A-Za-z])|\|")
-_SEVERAL = re.compile(
-    rf"\s*(?:[;(]\s*|\.\.\.\s*|\.\s*(?=Or\b))?(?:{_JOINER}\s*)+(?:option\s+)?[*(\[{{\"']*[A-J]{_ENDS}{_NOT_WRONG}"
-)
-_DENIES = re.compile(r"\W*\s(?:is|was)\s+(?:wrong|incorrect|false|not)\b", re.IGNORECASE)
-_NEGATED = re.compile(
-    r"(?:\bnot|n't|\bnever|\bneither|\bexcept|\bincorrect|\bwrong|不是|并非)\s*(?:\w+\s+){0,1}[(*\"']*$", re.IGNORECASE
-)
-_HEDGE = re.compile(
-    r"\b(?:might|maybe|perhaps|possibly|could\s+(?:be|answer|choose|pick|say)|not\s+sure|cannot\s+decide|either)\b|\?",
-    re.IGNORECASE,
-)
-_TURN = re.compile(r"\n\s*(?:question|problem|user|human|q)\s*\d*\s*:|<\|im_start\|>|\[INST\]", re.IGNORECASE)
-_STATEMENTS = re.compile(r"[ivx]+(?:(?:\W|\band\b)+[ivx]+)*")  # by their numbers: I, III and IV
-_MORE = r"(?:\W|and\b)+[ivx]+\b"
 MAX_TURNS = 20
 TAIL = 4000
 
@@ -156,7 +74,7 @@ class MultipleChoiceVerifier:
             )
         if found := boxes(said):
             after = said[found[-1][1] :]
-            stated = not self._boxed_only and _ANCHOR.search(after)
+            stated = not self._boxed_only and patterns.ANCHOR.search(after)
             return (self._announced(after, options) if stated else frozenset()) or self._from_box(said, options)
         return frozenset() if self._boxed_only else self._announced(said, options)
 
@@ -170,7 +88,7 @@ class MultipleChoiceVerifier:
         bare = letters_of(said, options)
         if bare:
             return bare
-        anchors = list(_ANCHOR.finditer(said))
+        anchors = list(patterns.ANCHOR.finditer(said))
         for anchor in reversed(anchors):
             found = _announcement(said, anchor, options)
             if found is None:
@@ -178,7 +96,7 @@ class MultipleChoiceVerifier:
             before = said[max(0, anchor.start() - 80) : anchor.start()]
             if found and not _unmeant(before) and not _hedged(_sentence(said, anchor.start()), options):
                 return found
-        alone = {line.strip("*_ .()[]").upper() for line in said.splitlines() if _ALONE.fullmatch(line)}
+        alone = {line.strip("*_ .()[]").upper() for line in said.splitlines() if patterns.ALONE.fullmatch(line)}
         return frozenset(alone) if len(alone) == 1 else _concluded(said, options)
 
 
@@ -202,24 +120,26 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
     plain = re.sub(r"\\(?:textbf|textrm|text|mathbf|mathrm|boldsymbol|mbox)\s*", "", content)
     plain = re.sub(r"[\\{}$*_`\"'“”‘’]", " ", plain).strip(" .,;:!。")
     plain = re.sub(r"^(?:=+>|⇒|→|Rightarrow\b)\s*", "", plain)
-    plain = re.sub(rf"^{_OPTION_WORD}", "", plain, flags=re.IGNORECASE).strip()
+    plain = re.sub(rf"^{patterns.OPTION_WORD}", "", plain, flags=re.IGNORECASE).strip()
     if re.fullmatch(r"[(\[<（【]{0,2}\s*[A-Ja-j]\s*[)\]>）】]{0,2}[.:]?", plain):
         return frozenset(re.findall(r"[A-Ja-j]", plain.upper()))
-    named = _NAMED.fullmatch(plain)
+    named = patterns.NAMED.fullmatch(plain)
     if named and _by_text(named[2], options) == {named[1].upper()}:
         return frozenset([named[1].upper()])
     if spelled := _by_text(content, options) or _by_text(plain, options):
         return spelled
-    several = re.fullmatch(rf"[(\[]?[A-J][)\]]?(?:\s*(?:[,/;\s]|{_OR}|{_AND})\s*[(\[]?[A-J][)\]]?)+", plain)
+    several = re.fullmatch(
+        rf"[(\[]?[A-J][)\]]?(?:\s*(?:[,/;\s]|{patterns.OR}|{patterns.AND})\s*[(\[]?[A-J][)\]]?)+", plain
+    )
     if several or re.fullmatch(r"[A-J]{2,5}", plain):
         return _selected(re.findall(r"[A-J]", plain), plain)
     if (
         named
         and len(plain) < 400
-        and not _ANOTHER.search(named[2])
-        and not _TAKEN_BACK.search(named[2])
+        and not patterns.ANOTHER.search(named[2])
+        and not patterns.TAKEN_BACK.search(named[2])
         and not _has_rival(named[1], named[2])
-        and not _SEVERAL.match(named[2])
+        and not patterns.SEVERAL.match(named[2])
         and not re.match(r"(?:[(\[]?[A-J][)\]]?\s*(?:,|or\b|and\b))", named[2])
     ):
         return _named(named[1].upper(), named[2], options)
@@ -228,11 +148,11 @@ def letters_of(content: str, options: Mapping[str, str]) -> frozenset[str]:
 
 def _selected(letters: list[str], joined: str) -> frozenset[str]:
     """Letters joined by "or" are one guess, which no gold equals; others are a selection."""
-    return frozenset([" or ".join(letters)] if len(letters) > 1 and _GUESSED.search(joined) else letters)
+    return frozenset([" or ".join(letters)] if len(letters) > 1 and patterns.GUESSED.search(joined) else letters)
 
 
 def _has_rival(letter: str, after: str) -> bool:
-    return any((rival["named"] or rival["claimed"]) != letter.upper() for rival in _RIVAL.finditer(after))
+    return any((rival["named"] or rival["claimed"]) != letter.upper() for rival in patterns.RIVAL.finditer(after))
 
 
 def _named(letter: str, text: str, options: Mapping[str, str]) -> frozenset[str]:
@@ -256,7 +176,7 @@ def _spelled(line: str, options: Mapping[str, str]) -> frozenset[str]:
     """The option whose text opens the line, the longest if several do; with the alternatives named right after it."""
     said, texts = _folded(line), [(letter, _folded(text)) for letter, text in options.items()]
     plain = [(letter, text) for letter, text in texts if len(text) > 1 or text.isdigit()]  # no text that is a letter
-    ends = {text: rf"(?!\w|{_MORE})" if _STATEMENTS.fullmatch(text) else r"(?!\w)" for _, text in plain}
+    ends = {text: rf"(?!\w|{patterns.MORE})" if patterns.STATEMENTS.fullmatch(text) else r"(?!\w)" for _, text in plain}
     starting = [(len(text), letter) for letter, text in plain if re.match(re.escape(text) + ends[text], said)]
     length, chosen = max(starting, default=(0, ""))
     if [size for size, _ in starting].count(length) != 1:
@@ -276,17 +196,23 @@ def _announcement(said: str, anchor: re.Match[str], options: Mapping[str, str]) 
     """
     line = said[anchor.end() : anchor.end() + 500].strip(" \t\n*_:").split("\n")[0]
     spelled = _spelled(line, options)
-    match = _NEXT_LETTER.match(said, anchor.end())
+    match = patterns.NEXT_LETTER.match(said, anchor.end())
     if match is None:
         sentence = re.split(r"(?<=\w)\.(?:\s|$)", line)[0]
         together = re.fullmatch(r"[A-J]{2,5}", sentence.strip(" *.。"))  # 答案：AC
         return spelled or (frozenset(together[0]) if together else _by_text(sentence, options))
     letter, after = match["letter"], said[match.end() :].split("\n")[0]
-    beside = _BESIDE.match(said, match.end("letter"))
+    beside = patterns.BESIDE.match(said, match.end("letter"))
     # "I, III, IV" may be an option: then it isn't I beside another one's text
     contradicted = beside and not spelled and not _named(letter.upper(), beside[1].rstrip(" .*"), options)
-    conditional = _CONDITION.match(after) or _IF_OPTION.search(_sentence(said, anchor.start()))
-    if contradicted or conditional or _DENIES.match(after) or _taken_back(letter, after) or _has_rival(letter, after):
+    conditional = patterns.CONDITION.match(after) or patterns.IF_OPTION.search(_sentence(said, anchor.start()))
+    if (
+        contradicted
+        or conditional
+        or patterns.DENIES.match(after)
+        or _taken_back(letter, after)
+        or _has_rival(letter, after)
+    ):
         return None
     return spelled or _committed(match, said, options)
 
@@ -306,10 +232,10 @@ def _committed(match: re.Match[str], text: str, options: Mapping[str, str]) -> f
     ):
         return frozenset()
     letters, start = [letter.upper()], match.end("letter")
-    while (more := _SEVERAL.match(after)) is not None:
+    while (more := patterns.SEVERAL.match(after)) is not None:
         letters.append(more[0].strip(" *()[]{}\"'")[-1].upper())
         after = after[more.end() :].lstrip("*)]}\"'")
-    beside = _BESIDE.match(text, match.end("letter"))
+    beside = patterns.BESIDE.match(text, match.end("letter"))
     if len(letters) == 1 and beside:
         return _named(letters[0], beside[1].rstrip(" .*"), options)
     return _selected(letters, text[start : len(text) - len(after)])
@@ -317,7 +243,7 @@ def _committed(match: re.Match[str], text: str, options: Mapping[str, str]) -> f
 
 def _taken_back(letter: str, after: str) -> bool:
     """C... wait, D: another letter behind a word of doubt."""
-    back = _TAKEN_BACK.search(after)
+    back = patterns.TAKEN_BACK.search(after)
     others = re.findall(r"(?<!\w)[B-HJ](?!\w)|(?<!\w)A(?=\W*$)", after[back.end() :]) if back else []
     return any(other != letter.upper() for other in others)
 
@@ -329,27 +255,29 @@ def _concluded(said: str, options: Mapping[str, str]) -> frozenset[str]:
     ):
         if _hedged(sentence, options):
             return frozenset()
-        for match in reversed(list(_CONCLUDES.finditer(sentence))):
-            found = re.compile(rf"\s*{_OPTION_WORD}{_LETTER}", re.IGNORECASE).match(sentence, match.end())
-            doubted = _NEGATED.search(sentence[: found.start("letter")]) if found else None
+        for match in reversed(list(patterns.CONCLUDES.finditer(sentence))):
+            found = re.compile(rf"\s*{patterns.OPTION_WORD}{patterns.LETTER}", re.IGNORECASE).match(
+                sentence, match.end()
+            )
+            doubted = patterns.NEGATED.search(sentence[: found.start("letter")]) if found else None
             if found and not doubted and not _unmeant(sentence[: match.start()]):
                 chosen = _committed(found, sentence, options)
                 if chosen:
                     return chosen
-        correct = _IS_CORRECT.search(sentence)
-        if correct and not _HEDGED_CLAIM.search(sentence[: correct.start()]):
+        correct = patterns.IS_CORRECT.search(sentence)
+        if correct and not patterns.HEDGED_CLAIM.search(sentence[: correct.start()]):
             return frozenset([(correct["letter"] or correct["capital"]).upper()])
     return frozenset()
 
 
 def _unmeant(before: str) -> bool:
     """Whether what follows is only supposed, or quoted as the form to answer in."""
-    return bool(_SUPPOSED.search(before) or _EXAMPLE.search(before))
+    return bool(patterns.SUPPOSED.search(before) or patterns.EXAMPLE.search(before))
 
 
 def _hedged(sentence: str, options: Mapping[str, str]) -> bool:
     """Whether doubt is expressed; a word that is itself an option (yes, no, maybe) is no doubt."""
-    return any(fold(doubt[0]) not in map(fold, options.values()) for doubt in _HEDGE.finditer(sentence))
+    return any(fold(doubt[0]) not in map(fold, options.values()) for doubt in patterns.HEDGE.finditer(sentence))
 
 
 def _sentence(text: str, at: int) -> str:
@@ -359,8 +287,8 @@ def _sentence(text: str, at: int) -> str:
 
 
 def _this_turn(text: str) -> str:
-    for turn in islice(_TURN.finditer(text), MAX_TURNS):
+    for turn in islice(patterns.TURN.finditer(text), MAX_TURNS):
         before = text[: turn.start()]
-        if _ANCHOR.search(before) or boxes(before):
+        if patterns.ANCHOR.search(before) or boxes(before):
             return before
     return text

@@ -267,8 +267,9 @@ def _check_dashes(arguments: list[str]) -> None:
 def _quiet() -> None:
     """The driver's terminal is ours: libraries that it imports for tokenizers and configs only speak when they fail."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars belong on a terminal, where a download of gigabytes shows one
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the driver never trains; workers choose for themselves
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
 

@@ -185,8 +185,6 @@ def _describe(raw: Any, error: Mapping[str, Any]) -> str:
             return f"{path}.kind: missing; accepted: {', '.join(tags)}"
         tag = str(context["tag"])
         return f"{path}.kind: given '{tag}'; accepted: {', '.join(tags)}{did_you_mean(tag, tags)}"
-    if kind == "string_pattern_mismatch":
-        return f"{path}: given {shown}; use letters, digits, '.', '_' and '-'"
     if kind == "too_short":
         return f"{path}: given {shown}; {context['min_length']} values are wanted"
     hint = did_you_mean(str(given), _QUOTED.findall(context["expected"])) if kind == "literal_error" else ""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from rlkd.recipe.base import Positive, Section
+from rlkd.recipe.base import FolderName, Positive, Section
 from rlkd.recipe.privileged import SelfTeacher, ServerTeacher, teacher_kind
 
 
@@ -96,7 +96,7 @@ class RoutedTeachers(Section):
 
     kind: Literal["routed"] = "routed"
     field: str = Field(description="a name under data.*.fields.extra, whose value is a teacher's name")
-    teachers: Annotated[dict[str, OneTeacher], Field(min_length=1)]
+    teachers: Annotated[dict[FolderName, OneTeacher], Field(min_length=1)]
     default: str | None = Field(default=None, description="teacher of rows with another value; default: an error")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlkd.recipe.base import Fraction, Positive, Section
+from rlkd.recipe.base import Fraction, Positive, Section, Url
 from rlkd.recipe.coefficients import Coef, CoefSchedule, ConstantCoef, LinearCoef, PolicyGradient
 
 TEACHER_TURN = """{prompt}
@@ -67,7 +67,7 @@ class ServerTeacher(Section):
     """A teacher behind a vLLM server's OpenAI-compatible API; it must return prompt_logprobs."""
 
     kind: Literal["server"] = "server"
-    url: Annotated[str, Field(pattern=r"^https?://")] = Field(description="base, such as http://host:8000/v1")
+    url: Url = Field(description="base, such as http://host:8000/v1")
     model: str = Field(description="the served model's name")
     tokenizer: str = Field(description="folder or hub id of its tokenizer, which must be the policy's")
     transport: Literal["sampled", "top_k"] = "sampled"
@@ -190,7 +190,7 @@ class JudgeFeedback(Section):
     """A critique by a model behind an OpenAI-compatible server."""
 
     kind: Literal["judge"] = "judge"
-    url: Annotated[str, Field(pattern=r"^https?://")]
+    url: Url
     model: str
     instructions: str = Field(
         default="You review one attempt at a problem. Go through it step by step, name the first error and give a "

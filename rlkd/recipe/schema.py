@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlkd.recipe.base import Fraction, NonNegative, Positive, Section
+from rlkd.recipe.base import FolderName, Fraction, NonNegative, Positive, Section
 from rlkd.recipe.data import DataSources, DataSpec
 from rlkd.recipe.models import AnyTeacher, ModelSpec
 from rlkd.recipe.objectives import AdvantageSpec, GroupAdvantage, GrpoObjective, Objective
@@ -115,7 +115,7 @@ class SftStage(Section):
     """Supervised fine-tuning on the solutions of ``data`` (TRL's SFTTrainer); its output feeds the next stage."""
 
     kind: Literal["sft"] = "sft"
-    name: str = "sft"
+    name: FolderName = "sft"
     target: Literal["policy", "teacher"] = "policy"
     data: DataSources | None = Field(default=None, description="default: data.train")
     steps: Positive
@@ -132,7 +132,7 @@ class RlStage(Section):
     """Sample, judge, score with the teacher, learn: uses the recipe's objective, advantage, rollout and optim."""
 
     kind: Literal["rl"] = "rl"
-    name: str = "rl"
+    name: FolderName = "rl"
     steps: Positive
 
 
@@ -140,7 +140,7 @@ class OfflineStage(Section):
     """Learn from right and wrong traces of the same problems: REDI and its baselines. The policy is trained."""
 
     kind: Literal["offline"] = "offline"
-    name: str = "offline"
+    name: FolderName = "offline"
     pairs: PairSource
     objective: PairObjective = RediObjective()
     steps: Positive | None = Field(default=None, description="updates; write this or epochs")
@@ -211,7 +211,7 @@ class ContractSpec(Section):
 class Recipe(Section):
     """One experiment: no machine facts."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: FolderName
     description: str = ""
     seed: NonNegative = 0
     policy: ModelSpec

@@ -134,7 +134,7 @@ def rows_fingerprint(examples: Iterable[Example]) -> str:
     """Identity of loaded rows, order included: what is sampled at a step follows from it."""
     digest = hashlib.sha256()
     for row in examples:
-        digest.update(repr((row.id, row.question, row.answer, row.solution)).encode())
+        digest.update(repr((row.id, row.question, row.answer, row.solution, sorted(row.fields.items()))).encode())
     return digest.hexdigest()[:16]
 
 

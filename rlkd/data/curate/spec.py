@@ -16,13 +16,14 @@ from rlkd.data.curate.report import StepReport
 from rlkd.data.curate.run import curate
 from rlkd.data.curate.step import validation_lines
 from rlkd.errors import DataCardError
+from rlkd.recipe.base import Url
 
 
 class Server(BaseModel):
     """An OpenAI-compatible completions server; the key comes from an environment variable."""
 
     model_config = ConfigDict(extra="forbid")
-    base_url: str
+    base_url: Url
     model: str
     tokenizer: str | None = Field(default=None, description="renders prompts by its chat template; none: plain text")
     key_variable: str = "OPENAI_API_KEY"
