@@ -13,11 +13,11 @@ demo: install
 	$(BIN)/accelerate launch recipes/kdrl.yaml --out $(OUT) --resume
 	$(BIN)/rlkd report $(OUT)
 
-# Engine tests each start Ray, vLLM or DeepSpeed and take the whole machine: they run one after the other.
+# Engine tests each start Ray, vLLM or DeepSpeed, and wait for imports more than they compute: two modules at a time.
 test: lint
 	$(PYTEST) tests/reward -m "not engine"  # by itself: it counts the machine's sandboxes and its children's memory
 	$(PYTEST) -m "not engine" -n 2 --dist loadgroup --ignore tests/reward
-	$(PYTEST) -m engine
+	$(PYTEST) -m engine -n 2 --dist loadfile
 
 test-maths: install
 	$(PYTEST) tests/maths

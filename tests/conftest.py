@@ -22,16 +22,32 @@ def shared_memory() -> set[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """No Ray connection (a process has one: the next module could not start its own) and no shared memory."""
-    before = shared_memory()
+def no_ray_left_behind() -> Iterator[None]:
+    """A process has one Ray connection: the next module could not start its own."""
     yield
     ray = sys.modules.get("ray")
     assert ray is None or not ray.is_initialized(), "this module left a Ray cluster running in the test process"
+
+
+_MEMORY_BEFORE = pytest.StashKey[set[str]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember what shared memory others hold."""
+    session.config.stash[_MEMORY_BEFORE] = shared_memory()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail where the tests left shared memory. Looked at when all have ended: modules may run side by side."""
+    if hasattr(session.config, "workerinput"):  # one of several processes: the one that started them looks
+        return
+    before = session.config.stash[_MEMORY_BEFORE]
     until = time.monotonic() + 10  # a process that was just killed needs a moment
     while shared_memory() - before and time.monotonic() < until:
         time.sleep(0.1)
-    assert shared_memory() <= before
+    if left := sorted(shared_memory() - before):
+        session.config.get_terminal_writer().line(f"\nleft in /dev/shm: {', '.join(left)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

@@ -195,7 +195,6 @@ def test_a_trial_needs_teachers_rows_and_a_recipe_that_can_tell_them_apart(tmp_p
 
 
 @pytest.mark.engine
-@pytest.mark.xdist_group("engine")
 def test_a_trial_is_a_run_of_the_recipe(tmp_path: Path) -> None:
     """Real training on two teachers' traces: one gives the answer, the other none."""
     rows = [

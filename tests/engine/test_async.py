@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from job import ROOT, difference, run, run_and_kill, steps_logged
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.engine
 OVERRIDES = [
     "stages=[{kind: rl, name: grpo, steps: 8}]",
     "data.train.size=64",

@@ -14,7 +14,7 @@ from job import SMALL, SMALL_SFT, difference, printed, run, run_and_kill, steps_
 
 from rlkd.data.cards import cards_folder
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.engine
 OVERRIDES = [*SMALL, *SMALL_SFT]
 
 

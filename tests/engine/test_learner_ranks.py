@@ -30,7 +30,7 @@ from rlkd.trainer.offline import pair_rows
 from rlkd.trainer.pair_file import Pair
 from rlkd.trainer.sft import _follow
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.engine
 
 
 def rows() -> list[TrainRow]:

@@ -11,7 +11,7 @@ import ray
 from rlkd.cluster import Cluster, Worker
 from rlkd.errors import ClusterError
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.engine
 
 
 def gpu_of(cluster: Cluster, worker: Worker) -> str:

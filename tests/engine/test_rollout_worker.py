@@ -18,7 +18,7 @@ from rlkd.learner.policy import PackedPolicy, load_causal_lm
 from rlkd.learner.weights import checksum
 from rlkd.rollout.vllm_engine import EngineSettings, Request
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.engine
 
 PROMPTS = [(3, 10, 11, 12, 4), (3, 20, 21, 4), tuple(range(30, 60))]
 STOP = [1]

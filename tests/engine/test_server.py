@@ -26,7 +26,7 @@ from rlkd.rollout.vllm_engine import EngineSettings
 from rlkd.teacher.server_teacher import ServerTeacherWorker
 from rlkd.teacher.transformers_teacher import TransformersTeacher
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from rlkd.trainer.fleet import Fleet
 from rlkd.trainer.learners import Learners
 from rlkd.trainer.publication import Publication
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.engine
 PROBE = (tuple(range(30, 60)), tuple(range(40, 60)))
 
 

@@ -32,7 +32,7 @@ SMALL = [
     "checkpoint.every=2",
 ]
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.engine
 
 
 def _recipe(place: Path) -> Path:

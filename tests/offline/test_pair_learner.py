@@ -16,7 +16,6 @@ from rlkd.records import TrainRow
 
 
 @pytest.mark.engine
-@pytest.mark.xdist_group("engine")
 def test_learner_gradients_equal_the_pair_form(tmp_path: Path) -> None:
     """Real DeepSpeed, float32; cut pairs (a row a micro-batch) and whole ones; the reference stays where it was."""
     command = [sys.executable, str(Path(__file__).with_name("pair_job.py")), str(tmp_path)]

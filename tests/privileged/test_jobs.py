@@ -51,7 +51,7 @@ FIGURES = {
     "kdrl.yaml, top_k": ["divergence"],
 }
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.engine
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.engine
 
 LORA = {"lora": {"rank": 4}}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
