@@ -15,6 +15,7 @@ from reward.protocol import Verifier
 from rlkd.analysis.report import Table
 from rlkd.data.rows import Row
 from rlkd.errors import DataCardError, MissingExtraError
+from rlkd.evaluate import wilson
 
 Fidelity = Callable[[str, str], float]
 Parts = tuple[str, ...]
@@ -82,10 +83,7 @@ def agreement_table(comparisons: Sequence[Comparison]) -> Table:
 def _share(name: str, values: Sequence[bool]) -> tuple[str, float | None, float | None, float | None, int]:
     if not values:
         return name, None, None, None, 0
-    from scipy.stats import binomtest
-
-    interval = binomtest(sum(values), len(values)).proportion_ci(method="wilson")
-    return name, sum(values) / len(values), float(interval.low), float(interval.high), len(values)
+    return name, sum(values) / len(values), *wilson(sum(values), len(values)), len(values)
 
 
 def _mean(name: str, values: Sequence[float]) -> tuple[str, float | None, float | None, float | None, int]:

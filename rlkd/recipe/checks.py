@@ -169,6 +169,17 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
         yield "eval.early_stop: no stage of kind 'rl' reads it; leave the section out"
 
 
+def _unread(recipe: Recipe) -> Iterator[str]:
+    if not recipe.stages or any(isinstance(stage, RlStage) for stage in recipe.stages):
+        return
+    for name in ("objective", "advantage", "optim"):
+        if getattr(recipe, name) != Recipe.model_fields[name].default:
+            own = [f"stages.{stage.name}.{name}" for stage in recipe.stages if hasattr(stage, name)]
+            yield f"{name}: is read by stages of kind 'rl' alone; " + (
+                f"write {' or '.join(own)}" if own else "leave it out"
+            )
+
+
 def _schedules(recipe: Recipe) -> Iterator[str]:
     longest = max(
         (s.steps * recipe.learner.updates_per_step for s in recipe.stages if isinstance(s, RlStage)), default=0
@@ -215,6 +226,7 @@ _CHECKS: tuple[Check, ...] = (
     _cluster,
     _stages,
     _evaluation,
+    _unread,
     _schedules,
     _placeholders,
     _options,

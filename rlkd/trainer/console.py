@@ -81,9 +81,10 @@ class Console:
 
     def evaluation(self, label: str, summary: Mapping[str, Any]) -> None:
         low, high = summary["ci95"]
+        of_many = [name for name in summary if name.startswith(("pass@", "maj@")) and name != "pass@1"]
         self.rich.print(
             f"  {label}: pass@1 [bold]{summary['pass@1']:.1%}[/bold] (95 % CI {low:.1%} to {high:.1%}, "
-            f"n={summary['n']}), "
+            f"n={summary['n']}), {''.join(f'{name} {summary[name]:.1%}, ' for name in of_many)}"
             f"mean length {summary['mean_tokens']:.0f} tokens, truncated {summary['truncated']:.1%}",
             soft_wrap=True,
         )

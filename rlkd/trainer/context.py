@@ -116,7 +116,7 @@ class Run:
             gather(fleet.publish(Published(str(weights), version=0), None), fleet.deadline_s)
         groups, verdicts = self.measure(fleet, self.eval_prompts)
         self.problem_scores = by_problem(groups, verdicts)
-        summary = summarise(groups, verdicts)
+        summary = summarise(groups, verdicts, self.pool.verify_batch)
         self.console.evaluation(label, summary)
         return summary
 

@@ -99,7 +99,7 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
             run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts, prompts, pool)
             run.start_rollouts(model)
             groups, verdicts = measure_in_parts(run, job.card, parts)
-        figures = summarise(groups, verdicts)
+            figures = summarise(groups, verdicts, pool.verify_batch)
         console.evaluation(job.card, figures)
         scores = by_problem(groups, verdicts)
         write_rows(out / "problems.jsonl", problem_rows(load_card(job.card).name, prompts, scores))

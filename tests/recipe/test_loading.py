@@ -50,7 +50,10 @@ def fault(*overrides: str, recipe: Path = KDRL) -> str:
         ("policy.heads=5", ["policy", "multiple of 2 x heads"]),
         ("name=a/b", ["name: 'a/b' names a folder; use letters, digits"]),
         ("stages.sft.name=../x", ["stages.0.name: '../x' names a folder"]),
-        ("teacher={kind: server, url: h:80, model: m, tokenizer: t}", ["teacher.url: given 'h:80'", "http://host:8000"]),
+        (
+            "teacher={kind: server, url: h:80, model: m, tokenizer: t}",
+            ["teacher.url: given 'h:80'", "http://host:8000"],
+        ),
         ("feedback={source: {kind: judge, url: h, model: m}}", ["feedback.source.url: given 'h'", "http://host:8000"]),
         ("objective.estimator=k1", ["zero expected gradient", "k2", "form: advantage"]),
         ("objective.distill_coef={kind: annealed, start: 0.1, end: 0.2, delta: 0.01}", ["must not exceed start"]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from rollout_groups import group
 
+from reward.math import MathVerifier
 from reward.verdict import Verdict
 from rlkd.data.curate import curated_rows
 from rlkd.data.curate.spec import CurationSpec, run_spec
@@ -24,6 +27,15 @@ from rlkd.trainer.eval_command import EvalJob, problem_rows
 RIGHT, WRONG = Verdict.right("1"), Verdict.wrong("2")
 
 
+def unasked(_: Any) -> list[Verdict]:
+    raise AssertionError("no two wrong answers could decide this vote")
+
+
+def math(items: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Verdict]:
+    """The real verifier's judgement, in this process."""
+    return [MathVerifier().verify(completion, example) for completion, example in items]
+
+
 @pytest.mark.parametrize(("n", "c"), [(5, 0), (5, 1), (5, 3), (5, 5)])
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n: int, c: int, k: int) -> None:
@@ -34,7 +46,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n: int, c: int, k: i
 
 def test_summary_of_one_sample_a_problem() -> None:
     groups = [group(str(i), [i + 1]) for i in range(4)]
-    found = summarise(groups, [RIGHT, WRONG, RIGHT, Verdict.abstain("timeout")])
+    found = summarise(groups, [RIGHT, WRONG, RIGHT, Verdict.abstain("timeout")], unasked)
     assert found["pass@1"] == pytest.approx(2 / 3)
     assert (found["n"], found["abstained"], found["mean_tokens"]) == (3, 1, 2.0)
     assert found["ci95"] == pytest.approx(wilson(2, 3))
@@ -48,16 +60,48 @@ def test_wilson_covers_the_known_value() -> None:
 
 def test_majority_takes_the_most_frequent_answer() -> None:
     right, wrong, other = Verdict.right("7"), Verdict.wrong("8"), Verdict.wrong("9")
-    found = summarise([group("a", [1, 1, 1]), group("b", [1, 1, 1])], [right, right, wrong, right, wrong, wrong])
+    found = summarise([group("a", [1, 1, 1]), group("b", [1, 1, 1])], [right, right, wrong, right, wrong, wrong], math)
     assert found["maj@3"] == 0.5
     assert found["pass@3"] == 1.0
     assert found["pass@1"] == 0.5
-    assert summarise([group("c", [1, 1, 1])], [right, other, other])["maj@3"] == 0.0
+    assert summarise([group("c", [1, 1, 1])], [right, other, other], math)["maj@3"] == 0.0
+
+
+def judged(gold: str, *said: str) -> dict[str, Any]:
+    """The figures of one problem whose samples answered so."""
+    one = group("a", [1] * len(said))
+    one = replace(one, prompt=replace(one.prompt, example=replace(one.prompt.example, answer=gold)))
+    items = [(f"\\boxed{{{text}}}", one.prompt.example.for_verifier()) for text in said]
+    return summarise([one], math(items), math)
+
+
+def test_majority_counts_answers_and_not_their_spellings() -> None:
+    assert judged("1/2", r"\frac{1}{2}", "0.5", "1/2", "3", "3")["maj@5"] == 1.0
+    assert judged("1000", "7", "7", "1,000", "1000.0", "1000")["maj@5"] == 1.0
+    wrong = judged("5", "5", "5", r"\frac{1}{2}", "0.5", "1/2")  # three spellings of one wrong answer
+    assert wrong["maj@5"] == 0.0
+    assert judged("5", "5", "5", "1/2", "0.25", "1/3")["maj@5"] == 1.0
+
+
+def test_pass_at_k_leaves_out_problems_with_fewer_judged_samples() -> None:
+    lost = Verdict.abstain("timeout")
+    groups = [group("a", [1] * 4), group("b", [1] * 4)]
+    found = summarise(groups, [RIGHT, WRONG, WRONG, WRONG, RIGHT, lost, lost, lost], unasked)
+    assert found["pass@4"] == 1.0
+    assert found["pass@2"] == pytest.approx(0.5)  # of problem a: half of the pairs hold its right sample
+    assert summarise(groups[:1], [RIGHT, lost, lost, lost], unasked).keys() & {"pass@2", "pass@4"} == set()
+
+
+def test_problems_that_all_fail_leave_an_interval() -> None:
+    groups = [group(str(at), [1] * 4) for at in range(30)]
+    found = summarise(groups, [WRONG] * 120, unasked)
+    assert found["ci95"] == pytest.approx(wilson(0, 30))
+    assert found["ci95"][1] > 0.1
 
 
 def test_truncation_and_length_buckets() -> None:
     groups = [group(str(i), [i + 1], finish="length" if i == 3 else "stop") for i in range(4)]
-    found = summarise(groups, [RIGHT, RIGHT, WRONG, WRONG])
+    found = summarise(groups, [RIGHT, RIGHT, WRONG, WRONG], unasked)
     assert found["truncated"] == 0.25
     assert [(b["from"], b["accuracy"]) for b in found["length_buckets"]] == [(1, 1.0), (2, 1.0), (3, 0.0), (4, 0.0)]
 
@@ -111,7 +155,7 @@ def test_a_killed_evaluation_goes_on_at_its_part(tmp_path: Path, monkeypatch: py
     assert verdicts == [shaped, Verdict.abstain("timeout")] * 5
     whole = [group(f"p{at}", [1, 2], finish="length") for at in range(5)]
     assert [r.completion_ids for r in groups[4].rollouts] == [r.completion_ids for r in whole[4].rollouts]
-    assert summarise(groups, verdicts) == summarise(whole, verdicts)
+    assert summarise(groups, verdicts, unasked) == summarise(whole, verdicts, unasked)
 
 
 def test_an_evaluation_samples_as_its_section_says() -> None:
