@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -96,7 +97,8 @@ class PolicyGradientLoss:
         loss = reduced(chosen, surrogate(chosen, signals, advantages) * importance, signals, denominators)
         if isinstance(chosen, KdrlObjective) and chosen.form == "joint" and weight:
             loss = loss + weight * _distill_term(chosen.estimator, chosen.reduction, signals, denominators, importance)
-        return loss + reference_term(chosen, signals, denominators), stats(signals, chosen)
+        loss = loss + reference_term(chosen, signals, denominators)
+        return loss, stats(replace(signals, advantages=advantages), chosen)
 
 
 def reduced(chosen: PolicyGradient, per_token: Tensor, signals: Signals, denominators: Denominators) -> Tensor:
@@ -172,20 +174,21 @@ def surrogate(chosen: PolicyGradient, signals: Signals, advantages: Tensor) -> T
     )
 
 
-def correction(correction: ImportanceCorrection, signals: Signals) -> Tensor | float:
+def correction(
+    correction: ImportanceCorrection, signals: Signals, *, level: Literal["token", "sequence", "prefix"] | None = None
+) -> Tensor | float:
     """Weight from the engine's distribution to the learner's at equal weights (plus staleness, if asynchronous)."""
     if correction.kind == "none":
         return 1.0
+    level = level or correction.level
     shared = {
         "policy_logprobs": signals.proximal_logprobs,
         "rollout_logprobs": signals.rollout_logprobs,
         "response_mask": signals.response_mask,
     }
     if correction.kind == "truncate":
-        return objectives.truncated_importance_weight(**shared, cap=correction.high, level=correction.level)
-    return objectives.masked_importance_weight(
-        **shared, low=correction.low, high=correction.high, level=correction.level
-    )
+        return objectives.truncated_importance_weight(**shared, cap=correction.high, level=level)
+    return objectives.masked_importance_weight(**shared, low=correction.low, high=correction.high, level=level)
 
 
 def _distill_term(
@@ -198,17 +201,30 @@ def _distill_term(
     return objectives.reduce(per_token * weight, mask, kind=reduction, denominator=denominators.distill)  # type: ignore[arg-type]
 
 
+def ratios(chosen: PolicyGradient, signals: Signals) -> Tensor:
+    """[B, T] the ratio that the surrogate clips: of each token, or a row's geometric mean."""
+    drift = signals.policy_logprobs - signals.proximal_logprobs
+    if chosen.ratio == "sequence":
+        mask = signals.response_mask
+        drift = (select(drift, mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).expand_as(drift)
+    return drift.exp()
+
+
+def clipped(chosen: PolicyGradient, ratio: Tensor, advantages: Tensor) -> Tensor:
+    """[B, T] 1 where clipping takes the gradient: the ratio is outside on the side that the advantage pulls to."""
+    above, below = ratio > 1 + chosen.clip_high, ratio < 1 - chosen.clip_low
+    return ((above & (advantages > 0)) | (below & (advantages < 0))).to(ratio.dtype)
+
+
 def stats(signals: Signals, chosen: PolicyGradient | None, *, taught: Tensor | None = None) -> Stats:
     """Figures of the step, without gradient, each with its own count; ``taught``: [B, T] what a teacher scored."""
     with torch.no_grad():
         mask = signals.response_mask
         count = mask.sum()
-        drift = signals.policy_logprobs - signals.proximal_logprobs
         stats: Stats = {"policy_nll": (masked_sum(-signals.policy_logprobs, mask), count)}
         if chosen is not None:
-            ratio = drift.exp()
-            outside = (ratio < 1 - chosen.clip_low) | (ratio > 1 + chosen.clip_high)
-            stats["clip_fraction"] = (masked_sum(outside.float(), mask), count)
+            ratio = ratios(chosen, signals)
+            stats["clip_fraction"] = (masked_sum(clipped(chosen, ratio, signals.advantages), mask), count)
             stats["ratio"] = (masked_sum(ratio, mask), count)
         if signals.teacher_logprobs is not None:
             gap = signals.policy_logprobs - signals.teacher_logprobs

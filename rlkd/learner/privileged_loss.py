@@ -19,8 +19,10 @@ from rlkd.learner.loss import (
     Signals,
     Stats,
     clean,
+    clipped,
     coefficient,
     correction,
+    ratios,
     reduced,
     reference_term,
     stats,
@@ -80,19 +82,25 @@ class DistributionLoss:
         mask = signals.response_mask & signals.distill_rows[:, None]
         terms: list[Tensor] = []
         figures = stats(cleaned, chosen if chosen.reward_coef else None, taught=mask)
-        importance = correction(chosen.correction, cleaned)
         if chosen.reward_coef:
-            per_token = surrogate(chosen, cleaned, cleaned.advantages) * importance
+            per_token = surrogate(chosen, cleaned, cleaned.advantages) * correction(chosen.correction, cleaned)
             terms.append(chosen.reward_coef * reduced(chosen, per_token, cleaned, denominators))
         if chosen.kl_coef:
             terms.append(torch.as_tensor(reference_term(chosen, cleaned, denominators)))
         if getattr(chosen, "kl_in", "loss") == "loss" and weight and bool(mask.any()):
-            per_token = self._per_token(cleaned) * importance
+            per_token = self._per_token(cleaned) * self._importance(cleaned)
             term = objectives.reduce(per_token, mask, kind=chosen.reduction, denominator=denominators.distill)
             terms.append(weight * term)
         # a micro-batch without any taught row still joins the backward pass, with nothing
         loss = sum(terms) if terms else masked_sum(signals.policy_logprobs, torch.zeros_like(mask))
         return torch.as_tensor(loss), figures | _compared(signals, mask)
+
+    def _importance(self, signals: Signals) -> Tensor | float:
+        """A whole-vocabulary divergence averages over token t exactly: only the tokens before t can need a weight."""
+        spec = self.objective.correction
+        if self.objective.divergence == "sampled":
+            return correction(spec, signals)
+        return 1.0 if spec.level == "token" else correction(spec, signals, level="prefix")
 
     def _per_token(self, signals: Signals) -> Tensor:
         if self.objective.divergence != "sampled":
@@ -238,10 +246,9 @@ def _compared(signals: Signals, mask: Tensor) -> Stats:
 def _ratio(bare: Signals, mask: Tensor, chosen: PolicyGradient) -> Stats:
     """How far the bare view is from the sampler: what clipping does to the student's term."""
     with torch.no_grad():
-        gap = bare.policy_logprobs - bare.rollout_logprobs
-        outside = (gap.exp() < 1 - chosen.clip_low) | (gap.exp() > 1 + chosen.clip_high)
         count = mask.sum()
+        cut = clipped(chosen, ratios(chosen, bare), bare.advantages)
         return {
-            "bare_log_ratio": (masked_sum(gap, mask), count),
-            "bare_clip_fraction": (masked_sum(outside.float(), mask), count),
+            "bare_log_ratio": (masked_sum(bare.policy_logprobs - bare.proximal_logprobs, mask), count),
+            "bare_clip_fraction": (masked_sum(cut, mask), count),
         }

@@ -11,7 +11,7 @@ from rlkd.errors import NumericsError
 from rlkd.objectives.policy_gradient import LOG_RATIO_BOUND, log_ratio
 from rlkd.tensors.checks import require_axes, require_mask
 
-Level = Literal["token", "sequence", "geometric"]
+Level = Literal["token", "sequence", "geometric", "prefix"]
 
 
 def truncated_importance_weight(
@@ -26,6 +26,7 @@ def truncated_importance_weight(
 
         weight_t = min(ratio_t, cap)
         ratio_t: token: exp(log_ratio_t); sequence: exp(sum_t log_ratio_t); geometric: exp(mean_t log_ratio_t)
+                 prefix: exp(sum_{s<t} log_ratio_s), for a term that is an exact expectation over token t itself
 
     Args:
         policy_logprobs: [B, T] nats, the trainer's own, before the update (or at it). No gradient.
@@ -41,7 +42,8 @@ def truncated_importance_weight(
     Source: "Your efficient RL framework secretly brings you off-policy RL" (TIS, Yao et al. 2025); IMPALA (1802.01561).
     Differs: log-ratios bounded to +-20, per token and in sum.
     Tested: test_truncated_weight_is_capped, test_untruncated_sequence_weight_is_unbiased,
-        test_off_policy_k2_needs_the_importance_weight, test_nan_is_not_taken_for_an_outlier
+        test_off_policy_k2_needs_the_importance_weight, test_nan_is_not_taken_for_an_outlier,
+        test_an_exact_divergence_needs_the_weight_of_its_prefix
     """
     if not cap > 0:
         raise NumericsError(f"cap is {cap}, but must be positive")
@@ -86,12 +88,14 @@ def masked_importance_weight(
 def _ratio(policy_logprobs: Tensor, rollout_logprobs: Tensor, response_mask: Tensor, level: str) -> Tensor:
     require_axes("B T", policy_logprobs=policy_logprobs)
     require_mask(response_mask, policy_logprobs, "response_mask", "policy_logprobs")
-    if level not in ("token", "sequence", "geometric"):
-        raise NumericsError(f"level is '{level}', but must be token, sequence or geometric")
+    if level not in ("token", "sequence", "geometric", "prefix"):
+        raise NumericsError(f"level is '{level}', but must be token, sequence, geometric or prefix")
     per_token = log_ratio(policy_logprobs=policy_logprobs.detach(), rollout_logprobs=rollout_logprobs)  # a weight only
     per_token = per_token.where(response_mask, 0.0)
     if level == "token":
         return per_token.exp()
+    if level == "prefix":
+        return (per_token.cumsum(1) - per_token).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
     total = per_token.sum(1, keepdim=True)
     if level == "geometric":
         total = total / response_mask.sum(1, keepdim=True).clamp(min=1)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd.recipe.objectives import ImportanceCorrection, KdrlObjective, PiDistillObjective, RltfObjective
+from rlkd.recipe.objectives import (
+    ImportanceCorrection,
+    KdrlObjective,
+    OpdObjective,
+    OpsdObjective,
+    PiDistillObjective,
+    RltfObjective,
+)
 from rlkd.recipe.schema import Recipe, RlStage, SftStage
 
 _OUTSIDE_LORA = ("lm_head", "embed_tokens")
@@ -37,10 +44,18 @@ def _correction(recipe: Recipe) -> Iterator[str]:
         yield f"{where}.low: {spec.low} is not read with kind 'truncate'; leave it out, or write kind: mask"
     if spec.kind == "mask" and not spec.low <= 1 <= spec.high:
         yield f"{where}: low {spec.low} and high {spec.high} must have 1, the weight of equal policies, between them"
+    taught = recipe.objective if isinstance(recipe.objective, OpsdObjective | OpdObjective) else None
+    exact = taught is not None and taught.divergence != "sampled"
+    if taught and exact and spec.kind != "none" and spec.level == "token" and not taught.reward_coef:
+        yield (
+            f"{where}.level: 'token' acts on nothing, as a whole-vocabulary divergence needs no weight for its own "
+            "token; write level: sequence, which weighs each by the tokens before it"
+        )
     if recipe.cluster.max_staleness and spec.kind == "none":
+        remedy = "{kind: truncate, level: sequence, high: 2.0}" if exact else "{kind: truncate, high: 2.0}"
         yield (
             f"cluster.max_staleness: {recipe.cluster.max_staleness}, but nothing corrects for the older weights that "
-            f"sampled; write {where}: {{kind: truncate, high: 2.0}}"
+            f"sampled; write {where}: {remedy}"
         )
 
 

@@ -173,3 +173,34 @@ def test_coefficients_follow_the_recipe() -> None:
     assert [coefficient(paper, step) for step in (0, 40, 80, 280)] == pytest.approx([5e-3, 3e-3, 1e-3, 1e-3])
     assert [coefficient(SwitchedCoef(value=0.3, at=60), step) for step in (59, 60)] == [0.3, 0.0]
     assert coefficient(ALWAYS, 7) == 0.7
+
+
+def figure(kind: object, given: Signals, name: str) -> float:
+    _, stats = build_loss(kind)(given, totals(kind, given), 0)  # type: ignore[arg-type]
+    return float(stats[name][0] / stats[name][1])
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_clip_fraction_is_the_share_of_tokens_without_a_gradient(ratio: str) -> None:
+    """Of the sequence's ratio where that is clipped, and only on the side that the advantage pulls to."""
+    given = signals()
+    kind = GrpoObjective(ratio=ratio, clip_low=0.02, clip_high=0.02)  # type: ignore[arg-type]
+    still = (gradient(kind, given) == 0) & given.response_mask
+    assert 0 < int(still.sum()) < int(given.response_mask.sum())
+    assert figure(kind, given, "clip_fraction") == pytest.approx(float(still.sum() / given.response_mask.sum()))
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_a_whole_vocabulary_divergence_is_weighted_by_what_led_to_it(level: str) -> None:
+    """Its own token's ratio changes nothing; the tokens before it do."""
+    given = ContextSignals(**vars(signals()), divergence=signals().policy_logprobs.square())
+    assert given.divergence is not None
+    spec = ImportanceCorrection(kind="truncate", level=level, high=1e6)  # type: ignore[arg-type]
+    plain = OpdObjective(divergence="forward_kl")
+    (weighted,) = torch.autograd.grad(
+        build_loss(plain.model_copy(update={"correction": spec}))(given, totals(plain, given), 0)[0], given.divergence
+    )
+    drift = ((given.proximal_logprobs - given.rollout_logprobs) * given.response_mask).detach()
+    before = (drift.cumsum(1) - drift).exp() if level == "sequence" else torch.ones_like(drift)
+    scale = weighted[0, 0]
+    torch.testing.assert_close(weighted, scale * before * given.response_mask)

@@ -35,7 +35,23 @@ def test_untruncated_sequence_weight_is_unbiased() -> None:
     prove(FAMILY, "sequence importance weight", rollout_probability * weight * SCORES, want.detach())
 
 
-@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+def test_an_exact_divergence_needs_the_weight_of_its_prefix() -> None:
+    """D_t is already an average over token t: its own ratio changes nothing in expectation, its prefix's does."""
+    inputs = gap(WORLD)
+    policy, teacher = (WORLD.logits(WORLD.table(seed)).detach().log_softmax(-1) for seed in (8, 10))
+    exact = (teacher.exp() * (teacher - policy)).sum(-1).where(WORLD.mask, 0.0)
+    sampled_by = inputs["rollout_logprobs"].sum(1).exp()[:, None]
+    want = (inputs["policy_logprobs"].sum(1).exp()[:, None] * exact).sum()
+    found = {
+        level: (sampled_by * exact * truncated_importance_weight(**inputs, cap=math.inf, level=level)).sum()  # type: ignore[arg-type]
+        for level in ("token", "prefix")
+    }
+    prove(FAMILY, "prefix importance weight", found["prefix"], want)
+    prove(FAMILY, "token weight of an exact divergence is idle", found["token"], (sampled_by * exact).sum())
+    assert abs(float(found["token"] - want)) > 1e-2
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric", "prefix"])
 def test_truncated_weight_is_capped(level: str) -> None:
     inputs = gap(WORLD)
     free = truncated_importance_weight(**inputs, cap=math.inf, level=level)  # type: ignore[arg-type]
@@ -47,6 +63,7 @@ def test_truncated_weight_is_capped(level: str) -> None:
         "token": difference,
         "sequence": difference.sum(1, keepdim=True).expand_as(difference),
         "geometric": (difference.sum(1) / WORLD.mask.sum(1))[:, None].expand_as(difference),
+        "prefix": torch.nn.functional.pad(difference.cumsum(1)[:, :-1], (1, 0)),
     }[level].exp()
     prove(FAMILY, f"ratio, {level}", free, want.where(WORLD.mask, 1.0))
 
@@ -54,7 +71,7 @@ def test_truncated_weight_is_capped(level: str) -> None:
 def test_padding_does_not_enter_a_sequence_ratio() -> None:
     clean = gap(WORLD)
     dirty = clean | {"rollout_logprobs": clean["rollout_logprobs"].where(WORLD.mask, 3.0)}
-    for level in ("sequence", "geometric"):
+    for level in ("sequence", "geometric", "prefix"):
         got, want = (truncated_importance_weight(**g, cap=math.inf, level=level) for g in (dirty, clean))  # type: ignore[arg-type]
         prove(FAMILY, f"{level} ratio, padding", got, want)
 

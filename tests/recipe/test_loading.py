@@ -20,6 +20,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+ASYNC = ["cluster.schedule=async", "cluster.max_staleness=1"]
 SHAPED = "verifier={kind: compose, options: {outcome: math, shaping: [{verifier: repetition}]}}"
 
 
@@ -114,7 +115,13 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
         (["objective.correction={low: 0.5}"], "objective.correction: level, low and high act on nothing"),
         (["objective.correction={kind: truncate, low: 0.5}"], "objective.correction.low: 0.5 is not read"),
         (["objective.correction={kind: mask, high: 0.5}"], "objective.correction: low 0.0 and high 0.5 must have 1"),
-        (["cluster.schedule=async", "cluster.max_staleness=1"], "but nothing corrects for the older weights"),
+        (ASYNC, "but nothing corrects for the older weights"),
+        (
+            ["objective={kind: opd, divergence: forward_kl, correction: {kind: truncate}}"],
+            "objective.correction.level: 'token' acts on nothing",
+        ),
+        (["objective={kind: opd}", *ASYNC], "write objective.correction: {kind: truncate, level: sequence, high: 2.0}"),
+        (["stages=[{kind: sft, steps: 3}]", "optim.lr=1.0e-5"], "optim: is read by stages of kind 'rl' alone"),
         (["learner.lora={dropout: 0.1}"], "learner.lora.dropout: 0.1"),
         (["learner.lora={target_modules: [q_proj, lm_head]}"], "target_modules: 'lm_head' cannot have an adapter"),
         (["learner.lora={}", "stages=[{kind: sft, steps: 3}]"], "learner.lora: is for stages of kind 'rl'"),

@@ -16,6 +16,7 @@ MUTANTS = [
         "~((ratio >= low) & (ratio <= high))",
         "NaN passes for an outlier",
     ),
+    Mutant(f"{IMP}:_ratio", "(per_token.cumsum(1) - per_token)", "per_token.cumsum(1)", "own token in the prefix"),
     Mutant(f"{IMP}:_ratio", "total / response_mask", "total * response_mask", "sum for mean"),
     Mutant(f"{IMP}:_ratio", "per_token = per_token.where(response_mask, 0.0)", "pass", "padding in the ratio"),
     Mutant(f"{IMP}:_ratio", "total.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)", "(total * 1e3)", "unbounded sum"),
