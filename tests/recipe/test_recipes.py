@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from rlkd import cli
 from rlkd.data.cards import load_card
 from rlkd.preflight import check_references
 from rlkd.recipe import load_recipe
 from rlkd.recipe.loading import read_recipe_file
+from rlkd.trainer.eval_command import EvalJob
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -66,6 +70,22 @@ def test_what_a_recipe_names_is_there(path: Path) -> None:
     if recipe.data.dir and not folder.is_dir():
         pytest.skip(f"no shared data at {folder.resolve()}")
     check_references(recipe, path.parent)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_commands_in_a_description_can_be_given(path: Path) -> None:
+    """Evaluations that it names sample at least as long as the recipe trains; variants that it names are recipes."""
+    recipe = load_recipe(path)
+    evaluate = typer.main.get_command(cli.app).commands["eval"]  # type: ignore[attr-defined]
+    for model, card, options in re.findall(r"rlkd eval (\S+) ([\w-]+)((?: --[a-z-]+ [\d.]+)*)", recipe.description):
+        load_card(card)
+        given = evaluate.make_context("eval", [model, card, *options.split()]).params
+        wanted = ("samples", "temperature", "top_p", "max_new_tokens")
+        made = EvalJob(model, "aime24", **{name: given[name] for name in wanted}).recipe()
+        assert made.rollout.max_new_tokens >= recipe.rollout.max_new_tokens, options
+    quoted = re.findall(r"'([\w.]+=[^']+)'((?: [\w.]+=[\w.+-]*\w)*)", recipe.description)
+    for first, more in quoted:
+        load_recipe(path, [first, *more.split()])
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
