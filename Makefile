@@ -1,8 +1,8 @@
 # make demo    install, then train the embedded example (a few minutes on two cores)
 # make test    install, then everything that CI checks
 SHELL := bash
-EXTRA ?= cpu
 VENV ?= .venv
+EXTRA ?= $(or $(shell cut -d' ' -f2 $(VENV)/.rlkd-install 2>/dev/null),cpu)
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# sbatch --nodes 2 launch/slurm.sh recipes/paper/kdrl.yaml [dotted.key=value ...]
-# One launcher a machine; LAUNCH=launch/gpu8-zero2.yaml and LEARNERS=16 (learner ranks in all) are read from the environment.
+# sbatch --nodes 2 launch/slurm.sh recipes/paper/kdrl-deepseek-1.5b.yaml [dotted.key=value ...]
+# One launcher a machine; LAUNCH (for a single one: launch/gpu8-zero2.yaml) and LEARNERS=16 (learner ranks in all) are read
+# from the environment.
 #SBATCH --job-name=rlkd
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

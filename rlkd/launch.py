@@ -47,10 +47,13 @@ class Launch:
             raise RecipeError(f"--mixed_precision {mixed}: the learner has fp32 and bf16; write --mixed_precision bf16")
         deepspeed = env.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
         rank = int(env.get("RANK", 0))
+        asked = world
         if "RANK" not in env and "MASTER_ADDR" in env:
-            world = local = _asked_of_accelerate(_parent_command())
+            asked = world = local = _asked_of_accelerate(_parent_command(), several=False)
+        elif _is_accelerate(command := _parent_command()):
+            asked = _asked_of_accelerate(command, several=True)
         return cls(
-            processes=world if world > 1 else None,
+            processes=asked if asked > 1 else None,
             precision="bf16" if mixed == "bf16" else None,
             zero_stage=int(env["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) if deepspeed else None,
             rank=rank,
@@ -123,9 +126,13 @@ def _parent_command() -> list[str]:
         return []
 
 
+def _is_accelerate(command: Sequence[str]) -> bool:
+    return any("accelerate" in word for word in command[:3])
+
+
 def end_with_launcher() -> None:
     """Be told when accelerate dies: it passes no signal on, and a job without its launcher would run on unseen."""
-    if sys.platform != "linux" or not any("accelerate" in word for word in _parent_command()[:3]):
+    if sys.platform != "linux" or not _is_accelerate(_parent_command()):
         return
     import ctypes
 
@@ -133,27 +140,46 @@ def end_with_launcher() -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-def _asked_of_accelerate(command: Sequence[str]) -> int:
-    """Processes that were asked for where accelerate starts a single one.
+def _asked_of_accelerate(command: Sequence[str], *, several: bool) -> int:
+    """Processes that the user asked accelerate for; 1 where nobody did.
 
-    Without several GPUs (and without DeepSpeed) accelerate runs one plain process whatever ``--num_processes`` says,
-    and exports a MASTER_ADDR but no rank and no world size. Its command line still has the number.
+    Unasked, accelerate starts one for each GPU, which is no wish for as many learners. And without several GPUs (and
+    without DeepSpeed) it runs one plain process whatever ``--num_processes`` says, with a MASTER_ADDR but no rank and
+    no world size. Its command line and its config file have the number.
 
     Raises: RecipeError when there are several machines, each of which would take itself for the first.
     """
-    given = {name: _option(command, name) for name in ("num_processes", "num_machines")}
-    source = _option(command, "config_file")
-    if source is not None:
+    given: dict[str, Any] = {name: _option(command, name) for name in ("num_processes", "num_machines")}
+    source = Path(_option(command, "config_file") or _default_config())
+    if source.is_file():
         import yaml
 
-        filed = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        filed = yaml.safe_load(source.read_text(encoding="utf-8")) or {}
         given = {name: value or filed.get(name) for name, value in given.items()}
-    if int(given["num_machines"] or 1) > 1:
+    if not several and int(given["num_machines"] or 1) > 1:
         raise RecipeError(
             f"--num_machines {given['num_machines']}: without several GPUs accelerate numbers no machine; add "
             "--use_deepspeed --deepspeed_multinode_launcher standard, or launch with torchrun --nnodes"
         )
     return int(given["num_processes"] or 1)
+
+
+def _default_config() -> Path:
+    """What ``accelerate config`` wrote, where accelerate looks for it."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", f"{cache}/huggingface")
+    return Path(home).expanduser() / "accelerate" / "default_config.yaml"
+
+
+def outside(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables without the launcher's own. Nothing that this process starts is one of the launcher's ranks.
+
+    torch would look for a store that only the launcher's ranks know, and accelerate take its settings for the SFT
+    worker's.
+    """
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    prefixes = ("ACCELERATE_", "TORCHELASTIC_", "GROUP_", "ROLE_", "FSDP_")
+    return {name: value for name, value in environment.items() if name not in ours and not name.startswith(prefixes)}
 
 
 def _option(command: Sequence[str], name: str) -> str | None:

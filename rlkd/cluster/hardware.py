@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlkd.errors import RecipeError
 from rlkd.launch import cpu_bfloat16
@@ -132,12 +132,23 @@ def _on_cpu(recipe: Recipe) -> Iterator[str]:
         yield f"cluster.weights: '{weights}', but there is no GPU here; write auto, object_store or gloo"
 
 
+def _remedies(need: GpuNeed, hardware: Hardware) -> Iterator[str]:
+    """What makes it fit, as far as it can."""
+    if max(need.learners, need.engines, 1) > 1:
+        yield "lower these"
+    if not need.colocated and replace(need, colocated=True).total <= hardware.gpus:
+        yield "write cluster.placement: colocated"
+    if need.teachers:
+        yield "let a server hold the teacher (teacher: {kind: server, ...})"
+    yield "hide the GPUs (CUDA_VISIBLE_DEVICES=) to run on the CPU"
+
+
 def _on_gpus(recipe: Recipe, hardware: Hardware) -> Iterator[str]:
     cluster, need = recipe.cluster, gpu_need(recipe)
     if need.total > hardware.gpus:
         yield (
             f"cluster: the workers need {need.total} GPUs and there are {hardware.gpus} ({need.describe(recipe)}); "
-            "lower these, or write cluster.placement: colocated"
+            + " or ".join(_remedies(need, hardware))
         )
     if need.colocated and has_rl(recipe) and cluster.rollout_workers != (cluster.learner_workers or 1):
         yield (

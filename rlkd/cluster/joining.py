@@ -6,6 +6,7 @@ of the operating system and two jobs on one machine never collide.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 import signal
@@ -22,7 +23,7 @@ from typing import Any
 
 from rlkd.cluster.hardware import usable_cpus
 from rlkd.errors import ClusterError
-from rlkd.launch import Launch
+from rlkd.launch import Launch, outside
 
 START_DEADLINE_S = 600.0  # machines of one job may start minutes apart
 _ADDRESS, _DONE = "rlkd/ray_address", "rlkd/done"
@@ -43,7 +44,7 @@ def start_head(launch: Launch, *, deadline_s: float = START_DEADLINE_S) -> Itera
         yield os.environ.get("RAY_ADDRESS")
         return
     store = _store(launch, deadline_s)
-    host = socket.gethostbyname(str(launch.head))
+    host = _reachable(socket.gethostbyname(str(launch.head)))
     address = f"{host}:{_free_port()}"
     token = secrets.token_hex(32)  # Ray lets in who has it; without one every machine would invent its own
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
@@ -117,6 +118,13 @@ def _done(store: Any) -> bool:
         return True
 
 
+def _reachable(host: str) -> str:
+    """An address that other machines can use: many systems map their own name to a loopback address."""
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address()) if ipaddress.ip_address(host).is_loopback else host
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -132,7 +140,7 @@ def _ray_start(*arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
         *(f"--num-cpus={usable_cpus()}", *arguments),
     ]
     # A folder of its own: Ray notes "the current cluster" in its folder, and other programs here would connect to ours.
-    environment = {**os.environ, "RAY_TMPDIR": str(folder), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment = {**outside(os.environ), "RAY_TMPDIR": str(folder), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=environment, start_new_session=True, preexec_fn=_end_with_parent

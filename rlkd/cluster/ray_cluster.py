@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from rlkd.cluster.hardware import Hardware, usable_cpus
 from rlkd.cluster.host import Host
 from rlkd.errors import ClusterError, RlkdError
+from rlkd.launch import outside
 
 # Idle OpenMP threads must sleep: workers that take turns on the same cores are ten times slower if they spin.
 _QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -103,6 +105,18 @@ def _free(log_file: Path) -> Path:
     return next(path for n in count(1) if not (path := log_file.with_suffix(f".{n}.log")).exists())
 
 
+@contextmanager
+def _outside_the_launch() -> Iterator[None]:
+    """Ray's processes take this one's environment, and give it to every worker: without the launcher's part of it."""
+    kept = dict(os.environ)
+    for name in kept.keys() - outside(kept).keys():
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update({name: value for name, value in kept.items() if name not in os.environ})
+
+
 @dataclass
 class Cluster:
     """A Ray cluster that this run started, or joined through RAY_ADDRESS or the launcher."""
@@ -123,7 +137,8 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # workers are the job; Ray would run them at nice 15
         # "local": never slip into a cluster that another run of this machine has open.
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **options)
+        with _outside_the_launch():
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **options)
         total = ray.cluster_resources()
         self.hardware = Hardware(int(total.get("CPU", 1)), int(total.get("GPU", 0)), len(ray.nodes()))
         return self

@@ -64,8 +64,9 @@ class VllmEngine:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = (
                 "nobind"  # engines take turns on the cores; pinning makes them queue
             )
-        if settings.tensor_parallel == 1:
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+            "0"  # else its scheduler's process, whose channel takes no tensors
+        )
         from vllm import LLM
 
         self.llm = LLM(**_llm_arguments(settings))
@@ -155,7 +156,7 @@ class VllmEngine:
 
     def load_weights(self, named: Sequence[tuple[str, Any]]) -> None:
         """Swap all weights in place and forget every cached key and value of the old ones."""
-        self.llm.collective_rpc(_reload, args=(with_head(named),))
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": with_head(named)})
         self._forget()
 
     def weight_sync(self, call: str, request: dict[str, Any] | None = None) -> None:
@@ -185,10 +186,6 @@ def with_head(named: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     if any(name == HEAD for name, _ in named):
         return list(named)
     return [*named, *((HEAD, tensor) for name, tensor in named if name.endswith("embed_tokens.weight"))]
-
-
-def _reload(worker: Any, named: list[tuple[str, Any]]) -> None:
-    worker.model_runner.reload_weights(weights_iterator=iter(named))
 
 
 def _llm_arguments(settings: EngineSettings) -> dict[str, Any]:

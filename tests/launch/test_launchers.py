@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from rlkd.launch import Launch, outside
+from rlkd.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/kdrl.yaml"
@@ -82,6 +86,40 @@ def test_accelerates_flags_become_the_learner(flags: tuple[str, ...], expected: 
     assert done.stdout.count(expected) == 1
 
 
+EIGHT = {
+    **{"ACCELERATE_MIXED_PRECISION": "no", "RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"},
+    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "filed", "learners"),
+    [
+        (["python", "/bin/accelerate", "launch", RECIPE], "", 1),
+        (["python", "/bin/accelerate", "launch", "--num_processes", "8", RECIPE], "", 8),
+        (["python", "/bin/accelerate", "launch", "--num-processes=8", RECIPE], "", 8),
+        (["python", "/bin/accelerate", "launch", "--config_file", str(ROOT / "launch/gpu8-zero3.yaml"), RECIPE], "", 4),
+        (["python", "/bin/accelerate", "launch", RECIPE], "num_processes: 8\n", 8),  # `accelerate config` asked
+        (["python", "/bin/torchrun", "--nproc_per_node", "8", RECIPE], "", 8),
+    ],
+)
+def test_a_process_for_each_gpu_is_no_wish_for_as_many_learners(
+    command: list[str], filed: str, learners: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Unasked, accelerate starts one a GPU; engines and teachers need some of these."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    (tmp_path / "accelerate").mkdir()
+    if filed:
+        (tmp_path / "accelerate" / "default_config.yaml").write_text(filed)
+    monkeypatch.setattr("rlkd.launch._parent_command", lambda: command)
+    assert Launch.from_environment(EIGHT).resolve(load_recipe(ROOT / RECIPE)).cluster.learner_workers == learners
+
+
+def test_what_is_started_is_outside_the_launch() -> None:
+    more = {"TORCHELASTIC_USE_AGENT_STORE": "True", "ACCELERATE_USE_DEEPSPEED": "true", "OMP_NUM_THREADS": "1"}
+    assert outside({**EIGHT, **more, "PATH": "/bin", "RAY_ADDRESS": "h:1"}) == {"PATH": "/bin", "RAY_ADDRESS": "h:1"}
+
+
 def test_launcher_against_recipe_names_both() -> None:
     done = start(
         "accelerate", "launch", "--cpu", "--mixed_precision", "bf16", RECIPE, "learner.precision=fp32", "--dry-run"
@@ -130,6 +168,22 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     done = start("rlkd", "train", str(ROOT / RECIPE), "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.engine
+def test_a_job_of_two_launched_processes_trains(tmp_path: Path) -> None:
+    """What the launcher tells its ranks reaches no worker: torch would wait for a store that only those ranks have."""
+    small = [
+        *("stages.sft.steps=2", "stages.sft.batch_size=8", "stages.grpo.steps=1", "optim.warmup_steps=0"),
+        *("data.train.size=64", "data.eval.size=8", "rollout.prompts_per_step=4", "rollout.group_size=4"),
+        *("rollout.max_new_tokens=8", "stages.sft.optim={lr: 1.0e-3}"),
+    ]
+    launcher = ("accelerate", "launch", "--use_deepspeed", "--zero_stage", "2", "--num_processes", "2")
+    done = start(*launcher, "recipes/grpo.yaml", *small, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    recipe, summary = (json.loads((tmp_path / "run" / name).read_text()) for name in ("recipe.json", "summary.json"))
+    assert (recipe["cluster"]["learner_workers"], recipe["learner"]["zero_stage"]) == (2, 2)
+    assert (summary["status"], summary["steps"]) == ("finished", 1)
 
 
 @pytest.mark.engine
