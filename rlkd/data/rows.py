@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
 import json
 import os
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +22,7 @@ from rlkd.errors import DataCardError, did_you_mean
 Row = dict[str, Any]
 
 EXCERPT_CHARS = 80
+_CONVERT = "iconv -f latin1 -t utf-8 converts a file"
 ENDINGS = (".csv", ".json", ".jsonl", ".jsonl.gz", ".parquet")
 
 
@@ -38,7 +41,7 @@ class BadRow:
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row | BadRow]]:
     """Yield ``(row number, row or BadRow)`` of a file with one of ``ENDINGS``, in constant memory.
 
-    A .json file holding one list is the exception: it is read whole, as it has no rows to stream. Values of a .csv file
+    A .json file holds one list, which is read whole as it has no rows to stream, or JSON lines. Values of a .csv file
     are text.
     Raises: DataCardError when there is no such file or its ending is unknown.
     """
@@ -98,8 +101,9 @@ def _lines(path: Path) -> Iterator[bytes]:
         head = stream.read(3)
         stream.seek(len(codecs.BOM_UTF8) if head == codecs.BOM_UTF8 else 0)
         if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            for line in codecs.getreader("utf-16")(stream):
-                yield line.encode("utf-8", "surrogatepass")
+            with io.TextIOWrapper(stream, encoding="utf-16", newline="\n") as text:  # U+2028 ends no line
+                for line in text:
+                    yield line.encode()
         else:
             yield from stream
 
@@ -109,7 +113,7 @@ def _parse(number: int, raw: bytes) -> Row | BadRow:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         excerpt = raw[max(0, error.start - 20) : error.start + 20].decode("utf-8", "replace")
-        return BadRow(number, f"not UTF-8 at byte {error.start} of the row", excerpt)
+        return BadRow(number, f"not UTF-8 at byte {error.start} of the row ({_CONVERT})", excerpt)
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -143,6 +147,9 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
     try:
         values = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # more rows follow a whole one
+            yield from _jsonl_rows(path)
+            return
         raise DataCardError(
             f"{path} is not JSON: {error}; a damaged file keeps its good rows only as .jsonl"
         ) from error
@@ -153,19 +160,16 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            for number, row in enumerate(csv.DictReader(stream), start=1):
-                if None in row or None in row.values():
-                    yield (
-                        number,
-                        BadRow(number, "another number of fields than the header has", str(row)[:EXCERPT_CHARS]),
-                    )
-                else:
-                    yield number, dict(row)
-    except (csv.Error, UnicodeDecodeError) as error:
-        yield number + 1, BadRow(number + 1, f"the file cannot be read beyond this row ({error})", path.name)
+    csv.field_size_limit(sys.maxsize)  # a reasoning trace is longer than the 131,072 characters that csv allows
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        for number, row in enumerate(csv.DictReader(stream), start=1):
+            if None in row or None in row.values():
+                reason = "another number of fields than the header has"
+                yield number, BadRow(number, reason, ascii(row)[:EXCERPT_CHARS])
+            elif lone := _lone_surrogate(row):  # a byte that does not decode was read as one
+                yield number, BadRow(number, f"not UTF-8 ({_CONVERT})", lone)
+            else:
+                yield number, row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:

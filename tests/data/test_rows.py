@@ -65,6 +65,33 @@ def test_formats(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "none.jsonl"))
 
 
+def test_a_long_csv_field_and_a_byte_that_does_not_decode_cost_no_other_row(tmp_path: Path) -> None:
+    path, trace = tmp_path / "rows.csv", "word " * 40_000
+    path.write_bytes(b"q,a\n1,x\n2,%s\ncaf\xe9,x\n3,y\n" % trace.encode())
+    found = dict(read_rows(path))
+    bad = found.pop(3)
+    assert isinstance(bad, BadRow) and "UTF-8" in bad.reason
+    assert list(found.values()) == [{"q": "1", "a": "x"}, {"q": "2", "a": trace}, {"q": "3", "a": "y"}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path, encoding: str) -> None:
+    rows = [{"q": "a\u2028b\x85c"}, {"q": "d"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_bytes(text.encode(encoding))
+    assert list(good_rows(tmp_path / "rows.jsonl")) == rows
+
+
+def test_a_json_file_may_hold_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('{"q": "a"}\n{"q": "b"\n{"q": "c"}\n')
+    found = dict(read_rows(path))
+    assert found[1] == {"q": "a"} and isinstance(found[2], BadRow) and found[3] == {"q": "c"}
+    path.write_text('{\n "q": "a"\n}\n')
+    with pytest.raises(DataCardError, match="holds a dict"):
+        list(read_rows(path))
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_rows(path, [GOOD])
