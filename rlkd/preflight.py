@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from reward.registry import load as load_verifier
-from rlkd.data.cards import data_folder, load_card
-from rlkd.data.source import Source, source_file
+from rlkd.data.cards import load_card
+from rlkd.data.source import Source, card_folder, source_file
 from rlkd.errors import DataCardError, RecipeError, VerifierError
 from rlkd.models.materialise import find_model
 from rlkd.models.window import check_windows
@@ -62,7 +62,7 @@ def _data(recipe: Recipe, root: Path) -> Iterator[str]:
             here = f"{where}.{index}" if len(sources or ()) > 1 else where
             try:
                 if isinstance(source, FileData):
-                    source_file(source, here, root)
+                    source_file(source.path, here, root)
                 elif isinstance(source, CardData):
                     _card(source, root)
             except RecipeError as error:
@@ -73,8 +73,8 @@ def _data(recipe: Recipe, root: Path) -> Iterator[str]:
 
 def _card(source: CardData, root: Path) -> None:
     card = load_card(source.name)
-    if card.source.file is not None and not (root / card.source.file).is_file():
-        card.path(data_folder())
+    if card.source.file is not None:
+        card.path(card_folder(card, root))
 
 
 def _verifier(recipe: Recipe) -> Iterator[str]:

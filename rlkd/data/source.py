@@ -10,16 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlkd.data.cards import data_folder, load_card
+from rlkd.data.cards import DataCard, data_folder, load_card
 from rlkd.data.reasoning_gym import load_reasoning_gym
-from rlkd.data.rows import ENDINGS, BadRow, read_rows
+from rlkd.data.rows import ENDINGS, BadRow, Row, read_rows
 from rlkd.errors import DataCardError, RecipeError, did_you_mean
 from rlkd.recipe.data import CardData, FieldMap, FieldRule, FileData, HubData, ReasoningGymData
 from rlkd.records import Example
 
 Source = ReasoningGymData | FileData | HubData | CardData
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
-_LOADERS = dict(zip(ENDINGS, ("csv", "json", "json", "json", "parquet"), strict=True))
 
 
 @dataclass
@@ -55,7 +54,7 @@ def load_sources(sources: Sequence[Source], *, where: str, root: Path) -> Loaded
         elif isinstance(source, CardData):
             _add_card(source, loaded, root)
         else:
-            _add_rows(source, _rows(source, here, root), loaded, here)
+            _add_rows(source, loaded, here, root)
     seen: set[str] = set()
     for example in loaded.examples:
         if example.id in seen:
@@ -82,29 +81,48 @@ def load_held_in(sources: Sequence[Source], held_out: Sequence[Example], *, wher
     return loaded
 
 
-def _rows(source: FileData | HubData, where: str, root: Path) -> Any:
+def _rows(source: FileData | HubData, where: str, root: Path) -> Iterator[tuple[int, Row]]:
+    """The rows from ``start`` to ``stop`` and their places, counted from 0."""
+    if isinstance(source, HubData):
+        found = _hub_rows(source, where)
+        count = min(source.stop or len(found), len(found))
+        if source.start < count:
+            yield from enumerate(found.select(range(source.start, count)), source.start)
+    else:
+        count = 0
+        for row in _file_rows(source, where, root):
+            if count >= source.start:
+                yield count, row
+            count += 1
+    if source.start >= count:
+        raise RecipeError(
+            f"{where}.start: {source.start}, but there are {count} rows{' up to stop' if source.stop else ''}"
+        )
+
+
+def _hub_rows(source: HubData, where: str) -> Any:
     import datasets
 
-    if isinstance(source, HubData):
-        try:
-            rows = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
-        except Exception as error:
-            raise RecipeError(f"{where}.path: hub dataset '{source.path}' cannot be read: {error}") from error
-    else:
-        path = source_file(source, where, root)
-        try:
-            loader = next(name for ending, name in _LOADERS.items() if path.name.endswith(ending))
-            rows = datasets.load_dataset(loader, data_files=str(path), split="train")
-        except Exception as error:
-            raise RecipeError(f"{where}.path: {path} cannot be read: {_first_fault(path) or error}") from error
-    if source.start >= len(rows):
-        raise RecipeError(f"{where}.start: {source.start}, but there are {len(rows)} rows")
-    return rows.select(range(source.start, min(source.stop or len(rows), len(rows))))
+    try:
+        return datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+    except Exception as error:
+        raise RecipeError(f"{where}.path: hub dataset '{source.path}' cannot be read: {error}") from error
 
 
-def source_file(source: FileData, where: str, root: Path) -> Path:
-    """The file of a source. Raises: RecipeError when it is not there, empty, or of a kind that is not read."""
-    path = Path(source.path).expanduser()
+def _file_rows(source: FileData, where: str, root: Path) -> Iterator[Row]:
+    path = source_file(source.path, where, root)
+    try:
+        for _, row in islice(read_rows(path), source.stop):
+            if isinstance(row, BadRow):
+                raise RecipeError(f"{where}.path: {path} cannot be read: {row}")
+            yield row
+    except DataCardError as error:
+        raise RecipeError(f"{where}.path: {path} cannot be read: {error}") from error
+
+
+def source_file(named: str, where: str, root: Path) -> Path:
+    """The file of a section's ``path``. Raises: RecipeError when it is not there, empty, or of a kind not read."""
+    path = Path(named).expanduser()
     path = path if path.is_absolute() else root / path
     if path.is_dir():
         raise RecipeError(f"{where}.path: {path} is a folder; name a file in it")
@@ -118,12 +136,9 @@ def source_file(source: FileData, where: str, root: Path) -> Path:
     return path
 
 
-def _first_fault(path: Path) -> str:
-    """Which row a reader stumbled over, where that can be told."""
-    try:
-        return next((str(row) for _, row in read_rows(path) if isinstance(row, BadRow)), "")
-    except DataCardError as error:
-        return str(error)
+def card_folder(card: DataCard, root: Path) -> Path:
+    """Where a card's file is: ``data.dir``, else the folder of all data."""
+    return root if card.source.file and (root / card.source.file).is_file() else data_folder()
 
 
 def _add_card(source: CardData, loaded: Loaded, root: Path) -> None:
@@ -131,9 +146,7 @@ def _add_card(source: CardData, loaded: Loaded, root: Path) -> None:
     card = load_card(source.name)
     if card.source.file is None:
         raise DataCardError(f"card '{card.name}' names no local file; write kind: hub with path {card.source.hub}")
-    path = root / card.source.file
-    path = path if path.is_file() else data_folder() / card.source.file
-    for number, row in islice(read_rows(path), source.start, source.stop):
+    for number, row in islice(card.rows(card_folder(card, root)), source.start, source.stop):
         if isinstance(row, BadRow):
             loaded.excluded[row.reason] += 1
             continue
@@ -149,25 +162,17 @@ def _add_card(source: CardData, loaded: Loaded, root: Path) -> None:
         loaded.examples.append(Example(identity, found["question"], found["answer"], solution, fields))
 
 
-def _add_rows(source: FileData | HubData, rows: Any, loaded: Loaded, where: str) -> None:
-    _check_columns(source.fields, rows.column_names, where)
+def _add_rows(source: FileData | HubData, loaded: Loaded, where: str, root: Path) -> None:
     stem = Path(source.path).stem
-    for index, row in enumerate(_decoded(rows, source, where)):
-        example, reason = _example(source.fields, row, f"{stem}-{source.start + index}")
+    columns: dict[str, None] = {}  # of all rows: one may lack what another has
+    for index, row in _rows(source, where, root):
+        columns.update(dict.fromkeys(row))
+        example, reason = _example(source.fields, row, f"{stem}-{index}")
         if example is None:
             loaded.excluded[reason] += 1
         else:
             loaded.examples.append(example)
-
-
-def _decoded(rows: Any, source: FileData | HubData, where: str) -> Iterator[Mapping[str, Any]]:
-    """Rows one by one: text is decoded where it is read."""
-    try:
-        yield from rows
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{where}.path: {source.path} is not UTF-8 ({error.reason}); convert it, e.g. iconv -f latin1 -t utf-8"
-        ) from None
+    _check_columns(source.fields, columns, where)
 
 
 def _check_columns(fields: FieldMap, columns: Iterable[str], where: str) -> None:
@@ -176,9 +181,10 @@ def _check_columns(fields: FieldMap, columns: Iterable[str], where: str) -> None
         rule: FieldRule | None = getattr(fields, name)
         columns_named = _PLACEHOLDER.findall(rule.template) if rule else []
         if rule and not columns_named:
+            nearest = rule.template if rule.template in known else next(iter(known), name)
             raise RecipeError(
                 f"{where}.fields.{name}: {rule.template!r} names no column, so that every row would be alike; write "
-                f"'{{{rule.template if rule.template in known else known[0]}}}'; columns: {', '.join(known)}"
+                f"'{{{nearest}}}'; columns: {', '.join(known)}"
             )
         for column in columns_named:
             if column not in known:
@@ -207,19 +213,16 @@ def _example(fields: FieldMap, row: Mapping[str, Any], row_id: str) -> tuple[Exa
         return None, "empty answer"
     if fields.solution and not solution:
         return None, "empty solution"
-    options = {"options": row[fields.options]} if fields.options else {}
+    options = {"options": row.get(fields.options)} if fields.options else {}
     extra = {name: _apply(rule, row) for name, rule in fields.extra.items()}  # an absent one is its reader's business
     return Example(id=row_id, question=question, answer=answer, solution=solution, fields=options | extra), ""
 
 
 def _apply(rule: FieldRule, row: Mapping[str, Any]) -> str | None:
     """Fill the template; None when a column is null or the pattern does not match."""
-    columns = _PLACEHOLDER.findall(rule.template)
-    if any(row.get(column) is None for column in columns):
+    if any(row.get(column) is None for column in _PLACEHOLDER.findall(rule.template)):
         return None
-    text = rule.template
-    for column in columns:
-        text = text.replace(f"{{{column}}}", str(row[column]))
+    text = _PLACEHOLDER.sub(lambda found: str(row[found[1]]), rule.template)  # once: a row's own braces stay
     if rule.pattern is not None:
         found = re.search(rule.pattern, text, re.DOTALL)
         if found is None:

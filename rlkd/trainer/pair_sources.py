@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlkd.checkpoint import read_json, write_json
-from rlkd.data.cards import DataCard, data_folder, load_card
+from rlkd.data.cards import load_card
 from rlkd.data.chat import encode
 from rlkd.data.curate.where import WhereFilter
 from rlkd.data.pairs import PairSettings, build_pairs, trace_rows
 from rlkd.data.rows import BadRow, Row, atomic_open, dump_row, read_rows
-from rlkd.errors import DataCardError, RecipeError, did_you_mean
+from rlkd.data.source import card_folder, source_file
+from rlkd.errors import DataCardError, RecipeError
 from rlkd.recipe import Recipe
 from rlkd.recipe.offline import CardPairs, FilePairs
 from rlkd.recipe.offline_checks import offline_stages
@@ -34,7 +35,7 @@ def check_sources(recipe: Recipe, root: Path) -> None:
     for index, stage in offline_stages(recipe):
         where = f"stages.{index}.pairs"
         if isinstance(stage.pairs, FilePairs):
-            path = _file(stage.pairs, root, where)
+            path = source_file(stage.pairs.path, where, root)
             first = next((row for _, row in read_rows(path) if not isinstance(row, BadRow)), None)
             missing = [name for name in _NEEDED if name not in (first or {})]
             if missing:
@@ -46,23 +47,7 @@ def check_sources(recipe: Recipe, root: Path) -> None:
             if not card.reading.traces:
                 raise RecipeError(f"{where}.name: card '{card.name}' names no traces (reading.traces)")
             if card.source.file is not None:
-                card.path(_card_folder(card, root))
-
-
-def _file(spec: FilePairs, root: Path, where: str) -> Path:
-    path = Path(spec.path).expanduser()
-    path = path if path.is_absolute() else root / path
-    if not path.is_file():
-        near = [item.name for item in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise RecipeError(
-            f"{where}.path: there is no file {path}{did_you_mean(path.name, near)}; relative paths start at data.dir"
-        )
-    return path
-
-
-def _card_folder(card: DataCard, root: Path) -> Path:
-    """Where a card's file is: ``data.dir``, else the folder of all data."""
-    return root if card.source.file and (root / card.source.file).is_file() else data_folder()
+                card.path(card_folder(card, root))
 
 
 # ---------------------------------------------------------------- gathering
@@ -93,7 +78,7 @@ def gather_pairs(run: Run, stage: OfflineStage, place: Path, *, models: dict[str
 def _gather(run: Run, stage: OfflineStage, place: Path, models: dict[str, Path], root: Path) -> PairReport:
     report, parts = PairReport(), place / "sampled"
     if isinstance(stage.pairs, FilePairs):
-        found = _text_pairs(run, _file(stage.pairs, root, f"stages.{stage.name}.pairs"), report)
+        found = _text_pairs(run, source_file(stage.pairs.path, f"stages.{stage.name}.pairs", root), report)
     elif isinstance(stage.pairs, CardPairs):
         found = _card_pairs(run, stage, stage.pairs, place / "judged", report, root)
     else:
@@ -170,7 +155,7 @@ def _card_pairs(
     keep, drop = ({key: tuple(values) for key, values in chosen.items()} for chosen in (spec.keep, spec.drop))
     try:
         found = build_pairs(
-            trace_rows(card, _card_folder(card, root)),
+            trace_rows(card, card_folder(card, root)),
             out,
             card=card,
             verify_batch=run.pool.verify_batch,

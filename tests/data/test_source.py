@@ -115,6 +115,47 @@ def test_a_file_that_cannot_be_read_names_the_row(tmp_path: Path, content: bytes
         load_sources([source], where="data.train", root=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        ({"rate": None}, {"rate": 0.5}),
+        ({"rate": None}, {"rate": True}),
+        ({"rate": 5}, {"rate": "Level 5"}),
+        ({}, {"rate": 1}),
+        ({"rate": 1}, {}),
+    ],
+)
+def test_a_column_may_change_its_kind_late_in_a_large_file(
+    tmp_path: Path, early: dict[str, object], late: dict[str, object]
+) -> None:
+    """Beyond the first 10 MB, from which table readers guess the kinds."""
+    row = {"question": "1+1?", "answer": "2", "trace": "word " * 2400}
+    lines = [json.dumps(row | early) + "\n"] * 1000 + [json.dumps(row | late) + "\n"]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    fields = FieldMap(extra={"rate": FieldRule(template="{rate}")})
+    loaded = load_sources([FileData(path="rows.jsonl", fields=fields)], where="data.train", root=tmp_path)
+    assert len(loaded.examples) == 1001 and not loaded.excluded
+    rates = [None if (rate := each.get("rate")) is None else str(rate) for each in (early, late)]
+    assert [loaded.examples[at].fields["rate"] for at in (0, 1000)] == rates
+
+
+def test_start_and_stop_choose_rows_and_keep_their_ids(tmp_path: Path) -> None:
+    lines = [json.dumps({"question": f"q{at}", "answer": "1"}) for at in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n\n".join([*lines, "no row"]))  # blank lines are no rows; nor is the last
+    source = FileData(path="rows.jsonl", start=1, stop=3)
+    loaded = load_sources([source], where="data.train", root=tmp_path)
+    assert [(each.id, each.question) for each in loaded.examples] == [("rows-1", "q1"), ("rows-2", "q2")]
+    with pytest.raises(RecipeError, match=r"rows\.jsonl cannot be read: row 9: not JSON"):
+        load_sources([source.model_copy(update={"stop": None})], where="data.train", root=tmp_path)
+
+
+def test_a_template_is_filled_once(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": "the sum of x^{n}", "n": "cm", "answer": "1"}))
+    fields = FieldMap(question=FieldRule(template="{problem} in {n}"))
+    (example,) = load_sources([FileData(path="rows.jsonl", fields=fields)], where="d", root=tmp_path).examples
+    assert example.question == "the sum of x^{n} in cm"
+
+
 def test_a_field_that_names_no_column_is_refused(jsonl: Path) -> None:
     """Every row would have the same answer."""
     fields = FieldMap(question=FieldRule(template="{q}"), answer=FieldRule(template="a"))
