@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rlkd.data.fields import AnswerRule, lookup, render, text_of
+from rlkd.data.fields import AnswerRule, as_claim, lookup, render, text_of
 from rlkd.data.rows import BadRow, Row, read_rows
 from rlkd.errors import DataCardError, did_you_mean
 
@@ -86,7 +86,7 @@ class Rewrite(_Part):
 class TraceRule(_Part):
     """Where a solution of the row lies: its text, who wrote it, and what the publisher claims about it.
 
-    A field that holds a list gives one trace an item; the claim is then a list beside it.
+    A field that holds a list gives one trace an item; the claim is then a list beside it, or null for all of them.
     """
 
     text: str
@@ -205,8 +205,10 @@ class DataCard(_Part):
 def _traces(rule: TraceRule, row: Row) -> Iterator[Row]:
     found = lookup(row, rule.text, default=None)
     claims = lookup(row, rule.claim, default=None) if rule.claim is not None else None
+    if found is None:
+        return  # as below; what is claimed of it is of no use
     texts = found if isinstance(found, list) else [found]
-    claimed = claims if isinstance(claims, list) else [claims] if rule.claim is not None else [None] * len(texts)
+    claimed = [None] * len(texts) if claims is None else claims if isinstance(claims, list) else [claims]
     if len(claimed) != len(texts):
         raise DataCardError(f"{len(texts)} traces under '{rule.text}' but {len(claimed)} claims under '{rule.claim}'")
     for text, claim in zip(texts, claimed, strict=True):
@@ -214,7 +216,8 @@ def _traces(rule: TraceRule, row: Row) -> Iterator[Row]:
             continue  # a model that gave no answer; the row's other traces stay
         for rewrite in rule.rewrite:
             text = re.sub(rewrite.pattern, rewrite.to, text)
-        yield {"text": text, "model": rule.model, **({} if rule.claim is None else {"claim": claim})}
+        said = {} if rule.claim is None else {"claim": as_claim(claim, f"field '{rule.claim}'")}
+        yield {"text": text, "model": rule.model, **said}
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:

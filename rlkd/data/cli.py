@@ -159,16 +159,28 @@ def curate(
     typer.echo(f"result: {out / 'train.jsonl'}; why rows went: {out}/*/removed-*.jsonl")
 
 
-def _conditions(given: list[str] | None) -> dict[str, tuple[str, ...]]:
+def _conditions(given: list[str] | None) -> dict[str, tuple[object, ...]]:
+    """Field -> values. ``level=5`` means the text and the number, as a file may hold either."""
     from rlkd.errors import DataCardError
 
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, tuple[object, ...]] = {}
     for each in given or ():
         name, equals, values = each.partition("=")
         if not equals or not name or not values:
             raise DataCardError(f"'{each}' is no condition; write field=value or field=value,value")
-        found[name] = tuple(values.split(","))
+        found[name] = tuple(meant for value in values.split(",") for meant in (value, *_typed(value)))
     return found
+
+
+def _typed(text: str) -> list[object]:
+    """The number, bool or null that YAML reads here."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # brackets or an impossible date: text
+        return []
+    return [value] if value is None or isinstance(value, bool | int | float) else []
 
 
 def _embedder() -> object:

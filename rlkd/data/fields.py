@@ -39,6 +39,22 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
+_CLAIMS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
+
+
+def as_claim(value: Any, where: str) -> bool | None:
+    """Is it called right? true/false, 1/0 and yes/no as values or text in any case; null or empty text: not said.
+
+    Raises: DataCardError, beginning with ``where``, for anything else.
+    """
+    text = "" if value is None else str(value).strip().lower()
+    if text in ("", "null", "none"):
+        return None
+    if text not in _CLAIMS:
+        raise DataCardError(f"{where}: {value!r} says neither right nor wrong; write true, false or null")
+    return _CLAIMS[text]
+
+
 def render(template: str, row: Mapping[str, Any]) -> str:
     """Fill ``{field}`` places with the row's text. Raises: DataCardError when one is missing or null."""
 

@@ -151,6 +151,20 @@ def test_claims_must_match_traces() -> None:
     assert example["traces"] == [{"text": "a", "model": "DeepSeek-R1", "claim": True}]
 
 
+def test_claims_are_read_as_their_publishers_write_them() -> None:
+    card = load_card("openr1-math-220k")
+    row = {"uuid": "u", "problem": "p", "answer": "1", "source": "s", "problem_type": "t", "generations": ["a", "b"]}
+
+    def claims(given: object) -> list[object]:
+        return [trace["claim"] for trace in card.example({**row, "correctness_math_verify": given})["traces"]]
+
+    assert claims(None) == [None, None], "null speaks of all traces"
+    assert claims([1, 0.0]) == claims(["True", "no"]) == claims(["YES", "0"]) == [True, False]
+    assert claims(["", None]) == [None, None]
+    with pytest.raises(DataCardError, match="'correctness_math_verify': 'perhaps' says neither right nor wrong"):
+        claims([True, "perhaps"])
+
+
 def test_a_hub_that_is_unreachable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 

@@ -61,6 +61,17 @@ def test_pairs_in_killable_verifier_processes(tmp_path: Path, data_dir: Path) ->
     assert len(list(good_rows(tmp_path / "out" / "sft.jsonl"))) == sum(map(any, claims))
 
 
+def test_conditions_mean_text_and_numbers(tmp_path: Path) -> None:
+    traces = [{"text": "a", "claim": True}, {"text": "b", "claim": False}]
+    levels = [5, "5", 5.0, 2, "Level 5", True]
+    rows = [{"question": f"q{at}", "answer": "1", "level": level, "traces": traces} for at, level in enumerate(levels)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    command = ["pairs", "--source", tmp_path / "rows.jsonl", "--label", "claim", "--out", tmp_path / "out"]
+    result = run(*command, "--drop", "level=5,true", "--drop", "question=[q9],q0")
+    assert result.exit_code == 0, result.exception
+    assert [row["level"] for row in good_rows(tmp_path / "out" / "pairs.jsonl")] == [2, "Level 5"]
+
+
 def test_pairs_refuse_what_is_missing(tmp_path: Path) -> None:
     for arguments in (["--out", tmp_path], ["--out", tmp_path, "--source", tmp_path / "x.jsonl"]):
         assert isinstance(run("pairs", *arguments).exception, DataCardError)

@@ -93,6 +93,38 @@ def test_labels(score: float | None, claim: bool | None, both: bool | None, veri
         assert decision.row is not None and decision.row["traces"][0]["right"] is expected
 
 
+@pytest.mark.parametrize(("right", "wrong"), [(True, False), (1, 0), ("True", "False"), ("yes", "No")])
+def test_claims_that_are_no_bools(tmp_path: Path, right: object, wrong: object) -> None:
+    traces = [{"text": "a", "claim": wrong}, {"text": "b", "claim": right}, {"text": "c", "claim": None}]
+    write_rows(tmp_path / "rows.jsonl", [{"question": "q", "answer": "1", "traces": traces}])
+    report = build_pairs(tmp_path / "rows.jsonl", tmp_path / "out", card=None, verify_batch=None, label="claim")
+    assert report.traces == {"right": 1, "wrong": 1, "neither": 1}
+    (pair,) = good_rows(tmp_path / "out" / "pairs.jsonl")
+    assert (pair["chosen"], pair["rejected"]) == ("b", "a")
+
+
+def test_a_claim_counts_against_the_verifier_whatever_its_spelling(tmp_path: Path) -> None:
+    traces = [{"text": "\\boxed{2}", "claim": "False"}, {"text": "\\boxed{1}", "claim": "False"}]
+    write_rows(tmp_path / "rows.jsonl", [{"question": "q", "answer": "1", "traces": traces}])
+    report = build_pairs(tmp_path / "rows.jsonl", tmp_path / "out", card=None, verify_batch=verify)
+    assert report.disagreements == {"claim wrong, verifier right": 1}
+
+
+def test_a_claim_that_says_nothing_is_named_with_its_row() -> None:
+    row = {"id": "7", "row": 3, "question": "q", "traces": [{"text": "t", "claim": "perhaps"}]}
+    with pytest.raises(DataCardError, match="row 3, claim of a trace: 'perhaps' says neither right nor wrong"):
+        build_step({"step": "label_traces", "label": "claim"}).decide([row])
+
+
+def test_rows_are_chosen_by_dotted_names() -> None:
+    rows = [{"id": str(at), "row": at, "meta": {"source": name}} for at, name in enumerate(("cn_k12", "x"), start=1)]
+    dropped = WhereFilter(drop={"meta.source": ("cn_k12",)}).decide(rows)
+    kept = WhereFilter(keep={"meta.source": ("cn_k12",)}).decide(rows)
+    assert [each.row for each in dropped] == [None, rows[1]]
+    assert [each.row for each in kept] == [rows[0], None]
+    assert dropped[0].removals[0].reason == "meta.source is cn_k12"
+
+
 def test_redi_row_filters(tmp_path: Path) -> None:
     """REDI drops the source cn_k12 and rows that are not known to be valid."""
     traces = [{"text": "a", "claim": True}, {"text": "b", "claim": False}]

@@ -9,6 +9,7 @@ from pydantic import Field, SkipValidation, model_validator
 
 from reward.verdict import Verdict
 from rlkd.data.curate.step import STEPS, Decision, Removal, Step, check_fields, keep_traces, traces_of
+from rlkd.data.fields import as_claim, lookup
 from rlkd.data.rows import Row
 
 VerifyBatch = Callable[[Sequence[tuple[str, Mapping[str, Any]]]], Sequence[Verdict]]
@@ -19,7 +20,7 @@ Label = Literal["both", "verifier", "claim"]
 class WhereFilter(Step):
     """Keep rows whose fields have one of the ``keep`` values and none of the ``drop`` values.
 
-    REDI: ``keep={"problem_is_valid": ["Yes"]}, drop={"source": ["cn_k12"]}``.
+    Names may be dotted (``meta.source``). REDI: ``keep={"problem_is_valid": ["Yes"]}, drop={"source": ["cn_k12"]}``.
     """
 
     kind: ClassVar[str] = "where_filter"
@@ -32,11 +33,12 @@ class WhereFilter(Step):
 
     def _decide(self, row: Row) -> Decision:
         for name, values in self.keep.items():
-            if row.get(name) not in values:
-                return Decision.drop(f"{name} is none of {', '.join(map(str, values))}", value=row.get(name))
+            if (value := lookup(row, name, default=None)) not in values:
+                named = dict.fromkeys(map(str, values))  # of the command line a number is there as text too
+                return Decision.drop(f"{name} is none of {', '.join(named)}", value=value)
         for name, values in self.drop.items():
-            if row.get(name) in values:
-                return Decision.drop(f"{name} is {row[name]}")
+            if (value := lookup(row, name, default=None)) in values:
+                return Decision.drop(f"{name} is {value}")
         return Decision(row)
 
 
@@ -44,7 +46,8 @@ class WhereFilter(Step):
 class LabelTraces(Step):
     """Judge every trace: ``right`` becomes True, False or None (the verifier abstained), ``verdict`` its reason.
 
-    ``keep: right`` drops every other trace.
+    ``keep: right`` drops every other trace. A ``claim`` as text or 1/0 becomes true, false or null; any other is an
+    error.
     """
 
     kind: ClassVar[str] = "label_traces"
@@ -63,7 +66,7 @@ class LabelTraces(Step):
         verdicts = self.verify_batch(items) if self.verify_batch and self.label != "claim" else [None] * len(items)
         labelled = iter(verdicts)
         return [
-            self._decide({**row, "traces": [self._labelled(trace, next(labelled)) for trace in row["traces"]]})
+            self._decide({**row, "traces": [self._labelled(trace, next(labelled), row) for trace in row["traces"]]})
             for row in rows
         ]
 
@@ -74,12 +77,14 @@ class LabelTraces(Step):
         gone = {at: Removal("not right", {"verdict": why}) for at, (right, why) in enumerate(verdicts) if not right}
         return keep_traces(row, gone)
 
-    def _labelled(self, trace: Row, verdict: Verdict | None) -> Row:
-        claim = trace.get("claim")
+    def _labelled(self, trace: Row, verdict: Verdict | None, row: Row) -> Row:
+        claim = as_claim(trace.get("claim"), f"row {row['row']}, claim of a trace")
         score = None if verdict is None else verdict.score
         checked = None if score is None else score >= 1.0
         right = {"verifier": checked, "claim": claim, "both": _both(checked, claim)}[self.label]
-        return {**trace, "right": right, "checked": checked, "verdict": verdict.reason if verdict else "not asked"}
+        said = {"claim": claim} if "claim" in trace else {}
+        reason = verdict.reason if verdict else "not asked"
+        return {**trace, **said, "right": right, "checked": checked, "verdict": reason}
 
 
 def _both(checked: bool | None, claim: bool | None) -> bool | None:
