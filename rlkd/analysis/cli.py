@@ -41,6 +41,7 @@ def hacking(
         typer.Option(help="in place of golden: name of an accuracy (eval/pass@1); golden is what it lacks to 1"),
     ] = None,
     step: Annotated[str, typer.Option(help="name of the step counter")] = "step",
+    stage: Annotated[str | None, typer.Option(help="stage of the run; needed where several have these numbers")] = None,
 ) -> None:
     """Teacher-hacking monitor: proxy against golden, and the break of the proxy's power law."""
     from rlkd.analysis.hacking import Curve, draw_hacking, hacking_table
@@ -52,12 +53,20 @@ def hacking(
         raise DataCardError("give --golden, a distance, or --accuracy, not both")
     names = [step, proxy, *filter(None, (golden, accuracy))]
     rows = list(good_rows(metrics))
+    stages = list(dict.fromkeys(str(row["stage"]) for row in rows if "stage" in row))
+    if stage is not None and stage not in stages:
+        named = ", ".join(stages) or "none"
+        raise DataCardError(f"{metrics}: no stage '{stage}'{did_you_mean(stage, stages)}; stages there: {named}")
+    rows = [row for row in rows if stage is None or row.get("stage") == stage]
     found = [row for row in rows if all(isinstance(row.get(name), (int, float)) for name in names)]
     if not found:
         known = sorted({name for row in rows for name, value in row.items() if isinstance(value, (int, float))})
         wrong = "; ".join(f"'{name}' is not there{did_you_mean(name, known)}" for name in names if name not in known)
         why = wrong or f"no row has all of {', '.join(names)}"
         raise DataCardError(f"{metrics}: {why}; numbers there: {', '.join(known) or 'none'}")
+    several = list(dict.fromkeys(str(row["stage"]) for row in found if "stage" in row))
+    if len(several) > 1:
+        raise DataCardError(f"{metrics}: steps begin again in each stage; give --stage, one of {', '.join(several)}")
     columns: dict[str, tuple[float, ...]] = {name: tuple(float(row[name]) for row in found) for name in names}
     measured = Curve(columns[step], columns[proxy])
     truth = Curve(columns[step], columns[golden]) if golden else None
@@ -83,16 +92,18 @@ def provenance(
     from rlkd.analysis.provenance import draw_provenance, provenance_table, trace_answer
     from rlkd.analysis.report import write_report
     from rlkd.data.curate.perplexity import question_prompt
+    from rlkd.data.fields import as_claim, lookup
     from rlkd.data.models import named_scorer
-    from rlkd.data.rows import good_rows
+    from rlkd.data.rows import BadRow, read_rows
 
-    found = list(good_rows(rows))
-    pairs = [(question_prompt(row), row["text"]) for row in found]
+    found = [(number, row) for number, row in read_rows(rows) if not isinstance(row, BadRow)]
+    rights = [as_claim(lookup(row, "right"), f"{rows}: row {number}, 'right'") for number, row in found]
+    pairs = [(question_prompt(row), row["text"]) for _, row in found]
     # one model in memory at a time
     scores = [named_scorer(name, out / "models")(pairs) for name in (teacher, student, distilled)]
     answers = [
-        trace_answer(row["text"], bool(row["right"]), (t, s, d), alpha=alpha, beta=beta)
-        for row, t, s, d in zip(found, *scores, strict=True)
+        trace_answer(text, right, (t, s, d), alpha=alpha, beta=beta)
+        for (_, text), right, t, s, d in zip(pairs, rights, *scores, strict=True)
     ]
     table = provenance_table(answers, min_answers)
     write_report(out, "provenance", [table], draw_provenance(answers, min_answers))

@@ -130,14 +130,18 @@ def hacking_table(proxy: Curve, golden: Curve | None) -> Table:
                 ("golden rose by", found.rise),
                 ("proxy fell by", found.fall),
             ]
-    if len(proxy.steps) >= 3 and min(proxy.values) > 0:
+    if _has_law(proxy):
         rows.append(("exponent of the proxy's power law", fit_power_law(proxy).slope))
         rows.append(("proxy leaves its power law at step", power_law_break(proxy)))
     return Table("Teacher-hacking monitor", ("measure", "value"), tuple(rows))
 
 
+def _has_law(curve: Curve) -> bool:
+    return len(curve.steps) >= 3 and min(curve.values) > 0
+
+
 def draw_hacking(proxy: Curve, golden: Curve | None) -> Callable[[Any], None]:
-    """The path in the proxy-golden plane where golden is known, else proxy over steps with its power law."""
+    """The path in the proxy-golden plane where golden is known, else proxy over steps, with its power law if any."""
 
     def draw(axes: Any) -> None:
         if golden is not None:
@@ -146,9 +150,11 @@ def draw_hacking(proxy: Curve, golden: Curve | None) -> Callable[[Any], None]:
             axes.annotate("end", (proxy.values[-1], golden.values[-1]))
             axes.set(xlabel="proxy: distance to the teacher", ylabel="golden: distance to the truth")
         else:
-            law = fit_power_law(proxy)
-            axes.loglog(proxy.steps, proxy.values, marker=".", label="proxy")
-            axes.loglog(proxy.steps, [law.predict(step) for step in proxy.steps], "--", label="power law")
+            axes.plot(proxy.steps, proxy.values, marker=".", label="proxy")
+            if _has_law(proxy):
+                law = fit_power_law(proxy)
+                axes.plot(proxy.steps, [law.predict(step) for step in proxy.steps], "--", label="power law")
+                axes.set(xscale="log", yscale="log")
             axes.legend()
             axes.set(xlabel="step", ylabel="proxy")
         axes.set_title("Teacher-hacking monitor")

@@ -33,15 +33,15 @@ def source_of(teacher: float, student: float, distilled: float, *, alpha: float,
 
 @dataclass(frozen=True)
 class TracedAnswer:
-    """The sources of one sampled answer's sentences, in order, and whether the answer was right."""
+    """The sources of one sampled answer's sentences, in order, and whether the answer was right (None: not known)."""
 
     sources: tuple[Source, ...]
-    right: bool
+    right: bool | None
 
 
 def trace_answer(
     text: str,
-    right: bool,
+    right: bool | None,
     scores: tuple[TokenScores, TokenScores, TokenScores],
     *,
     alpha: float = 0.05,

@@ -223,6 +223,25 @@ def test_commands_write_table_and_picture(tmp_path: Path, gsm8k_traces: list[Row
     assert missing.exit_code != 0 and "'loss' is not there; numbers there: golden, kl" in str(missing.exception)
 
 
+def test_a_proxy_without_a_power_law_is_drawn(tmp_path: Path) -> None:
+    write_rows(tmp_path / "metrics.jsonl", [{"step": step, "kl": 0.1 - 0.01 * step} for step in range(1, 20)])
+    command = ["hacking", str(tmp_path / "metrics.jsonl"), "--out", str(tmp_path), "--proxy", "kl"]
+    said = CliRunner().invoke(app, command, catch_exceptions=False).output
+    assert "| points | 19 |" in said and "power law" not in said
+    assert (tmp_path / "hacking.png").is_file()
+
+
+def test_steps_that_begin_again_need_a_stage(tmp_path: Path) -> None:
+    rows = [{"stage": stage, "step": int(step), "kl": law(step)} for stage in ("warm", "rl") for step in STEPS]
+    write_rows(tmp_path / "metrics.jsonl", [*rows, {"stage": "sft", "step": 1}])
+    command = ["hacking", str(tmp_path / "metrics.jsonl"), "--out", str(tmp_path), "--proxy", "kl"]
+    assert "give --stage, one of warm, rl" in str(CliRunner().invoke(app, command).exception)
+    said = CliRunner().invoke(app, [*command, "--stage", "rl"], catch_exceptions=False).output
+    assert f"| points | {len(STEPS)} |" in said
+    wrong = CliRunner().invoke(app, [*command, "--stage", "warn"])
+    assert "no stage 'warn'; did you mean 'warm'" in str(wrong.exception)
+
+
 def test_an_accuracy_that_falls_is_a_golden_distance_that_rises(tmp_path: Path) -> None:
     rows = [{"step": int(step), "kl": law(step), "eval/pass@1": 0.9 - 0.3 * (1 - law(step))} for step in STEPS]
     write_rows(tmp_path / "metrics.jsonl", rows)
@@ -265,9 +284,16 @@ def test_nats_of_a_model_on_its_own_samples_are_its_entropy() -> None:
 
 
 def test_provenance_command_with_real_models(tmp_path: Path, smollm2: Path, gsm8k_traces: list[Row]) -> None:
-    """Teacher, student and distilled model are the same one: every sentence is shared."""
-    texts = [(row["question"], row["traces"][0]["text"]) for row in gsm8k_traces[:2]]
-    rows = [{"question": question, "text": text, "right": at == 0} for at, (question, text) in enumerate(texts)]
+    """Teacher, student and distilled model are the same one: every sentence is shared.
+
+    What is right may be said in words; an answer of which nothing is known is on neither side.
+    """
+    texts = [(row["question"], row["traces"][0]["text"]) for row in gsm8k_traces[:3]]
+    said = ("True", "False", None)
+    rows = [
+        {"question": question, "text": text, "right": right}
+        for (question, text), right in zip(texts, said, strict=True)
+    ]
     write_rows(tmp_path / "rows.jsonl", rows)
     models = [part for name in ("teacher", "student", "distilled") for part in (f"--{name}", str(smollm2))]
     command = [
@@ -281,4 +307,8 @@ def test_provenance_command_with_real_models(tmp_path: Path, smollm2: Path, gsm8
     ]
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 0 and "| shared | 1 | 1 | 0 |" in result.output
+    assert "1 right and 1 wrong answers" in result.output
     assert (tmp_path / "out" / "provenance.png").is_file()
+    write_rows(tmp_path / "rows.jsonl", [*rows, {**rows[0], "right": "perhaps"}])
+    wrong = CliRunner().invoke(app, command)
+    assert "row 4, 'right': 'perhaps' says neither right nor wrong" in str(wrong.exception)
