@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from itertools import groupby
@@ -16,17 +15,15 @@ from rlkd.learner.policy import PackedPolicy
 from rlkd.recipe.schema import LearnerSpec, OptimSpec
 
 
-def forget_shared_names() -> None:
-    """Unlink the memory that DeepSpeed's ranks on a CPU share, once all of them have it open.
+def without_inference_ops() -> None:
+    """Before DeepSpeed starts: have it build no operator for inference on CPUs, which training never calls.
 
-    DeepSpeed never does: every run would leave 66 MiB a rank in /dev/shm until the machine starts again. What is mapped
-    stays mapped; it goes with the last process, however that ends.
+    It would compile one at the first run; a run that is killed meanwhile leaves torch's mark of a build that goes on,
+    and every later run waits for that to end. Once built, it keeps 66 MiB a rank in /dev/shm after the run.
     """
-    if torch.cuda.is_available():
-        return
-    torch.distributed.barrier()
-    name = "_".join([str(os.getuid()), os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["RANK"]])
-    Path("/dev/shm", f"deepspeed_allreduce_buffer_{name}").unlink(missing_ok=True)
+    import deepspeed.ops
+
+    vars(deepspeed.ops)["__compatible_ops__"] = {}  # asked for by name: what is not there is not built
 
 
 class DeepSpeedEngine:
@@ -41,13 +38,13 @@ class DeepSpeedEngine:
 
         self.bf16 = learner.precision == "bf16"
         self.trained = trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        without_inference_ops()
         config = _config(learner, optim, world_size)
         # DeepSpeed's own CPU Adam is compiled at run time; it is worth that only where it keeps GPU memory free.
         optimizer = None if learner.offload_optimizer else torch.optim.AdamW(trained, **_adamw(optim))
         self.engine, *_ = deepspeed.initialize(
             model=policy, model_parameters=trained, optimizer=optimizer, config=config, dist_init_required=False
         )
-        forget_shared_names()
         self.world_size = world_size
         self.zero_stage = learner.zero_stage or 0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlkd.checkpoint import read_json, write_json
 from rlkd.errors import CheckpointError
-from rlkd.learner.deepspeed_engine import forget_shared_names
+from rlkd.learner.deepspeed_engine import without_inference_ops
 from rlkd.learner.schedule import learning_rate
 from rlkd.learner.worker import join_process_group
 from rlkd.recipe.schema import CheckpointSpec, LearnerSpec, SftStage
@@ -61,10 +61,6 @@ class SftWorker:
         half = _work_folder(output)
 
         class Progress(TrainerCallback):  # type: ignore[misc]
-            def on_train_begin(self, *_: Any, **__: Any) -> None:
-                if hardware.zero_stage:
-                    forget_shared_names()
-
             def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
                 if state.is_world_process_zero and logs and "loss" in logs:
                     with Path(progress).open("a", encoding="utf-8") as stream:
@@ -79,6 +75,8 @@ class SftWorker:
                 if state.is_world_process_zero:
                     _keep_checkpoint(half, state.global_step, saving.keep)
 
+        if hardware.zero_stage:
+            without_inference_ops()
         trainer = _trainer(model, tokenizer, pairs, spec, hardware, seed, half, self.world_size, saving.sft_every)
         trainer.add_callback(Progress())
         result = trainer.train(resume_from_checkpoint=resume)

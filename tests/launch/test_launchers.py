@@ -87,8 +87,12 @@ def test_accelerates_flags_become_the_learner(flags: tuple[str, ...], expected: 
 
 
 EIGHT = {
-    **{"ACCELERATE_MIXED_PRECISION": "no", "RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"},
-    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "RANK": "0",
+    "WORLD_SIZE": "8",
+    "LOCAL_WORLD_SIZE": "8",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
 }
 
 
