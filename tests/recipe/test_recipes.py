@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import typer
 
 from rlkd import cli
 from rlkd.data.cards import load_card
+from rlkd.data.fields import last_boxed
+from rlkd.data.source import _apply
 from rlkd.preflight import check_references
 from rlkd.recipe import load_recipe
+from rlkd.recipe.data import HubData
 from rlkd.recipe.loading import read_recipe_file
 from rlkd.trainer.eval_command import EvalJob
 
@@ -105,3 +109,32 @@ def test_every_setting_of_a_paper_has_its_provenance(path: Path) -> None:
         covered = any(".".join(parts[: end + 1]) in raw["provenance"] for end in range(len(parts)))
         columns = "fields" in parts  # they belong to the data set, whose path has its provenance
         assert covered or columns or parts[-1] in LABELS, f"{key} has no provenance"
+
+
+@pytest.mark.parametrize("version", ["v1", "v3"])
+def test_an_opsd_recipe_reads_the_last_box_of_a_solution(version: str) -> None:
+    """Braces within it and all; a row whose answer is not found would be left out."""
+    (source,) = load_recipe(ROOT / "recipes" / "paper" / f"opsd-{version}-qwen3-1.7b.yaml").data.train
+    assert isinstance(source, HubData)
+    rule = source.fields.answer
+
+    def answer(solution: str) -> str | None:
+        return _apply(rule, {"solution": solution})
+
+    for boxed in (
+        "5",
+        r"\frac{1}{2}",
+        r"\text{(A)}",
+        r"\sqrt{\frac{x^{2}}{3}}",
+        r"\frac{\sqrt{\frac{1}{x^{2}}}}{3}",
+        r"\{1, 2\}",
+        r"\left\{ x \right.",
+        "{}",
+    ):
+        solution = f"First \\boxed{{3}},\nthen $\\boxed{{{boxed}}}$, as {{was}} asked.\n"
+        assert answer(solution) == last_boxed(solution) == boxed
+    assert answer("no box") is None
+    begun = time.monotonic()
+    for part in ("x", "{", "{x}", r"\boxed{", r"\boxed{x ", r"\boxed{{a}{b{c}}"):  # none is ever closed
+        assert answer("\\boxed{" + part * (20_000 // len(part))) is None
+    assert time.monotonic() - begun < 5
