@@ -9,12 +9,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlkd.errors import RecipeError
 from rlkd.learner import attention
 from rlkd.learner.comparison import Comparison, Head, compare
 from rlkd.learner.packing import MicroBatch
 from rlkd.recipe.schema import LoraSpec
 from rlkd.tensors import chunked_logprobs
 
+# What models do to their logits (Granite, Cohere, Gemma 2, RecurrentGemma, Falcon-H1, ...) or to attention's
+_LOGIT_SETTINGS = (
+    "logits_scaling",
+    "logit_scale",
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "lm_head_multiplier",
+    "output_multiplier",
+    "attn_logit_softcapping",
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -85,10 +96,28 @@ def _decoder(model: Any) -> Any:
 
 
 def load_causal_lm(folder: str | Path, *, dtype: torch.dtype) -> Any:
-    """The model of a folder with packed attention and no dropout in eval mode."""
+    """The model of a folder with packed attention and no dropout in eval mode. Raises: see ``check_logits``."""
     from transformers import AutoModelForCausalLM
 
+    check_logits(folder)
     return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention.register())
+
+
+def check_logits(folder: str | Path) -> None:
+    """Whether a model's logits are its hidden states times its head, which is all that a packed pass computes.
+
+    Raises: RecipeError naming the setting of its config that changes them.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(folder)).get_text_config()
+    for name in _LOGIT_SETTINGS:
+        value = getattr(config, name, None)
+        if value not in (None, 1.0):
+            raise RecipeError(
+                f"{folder}: its config has {name} {value}, which changes the model's logits and which the learner's "
+                "pass does not apply; take a model without it (Llama, Qwen, Mistral, OLMo, SmolLM, Gemma 3, ...)"
+            )
 
 
 def with_adapters(model: Any, lora: LoraSpec | None) -> Any:
