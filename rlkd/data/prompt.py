@@ -22,15 +22,18 @@ class PromptBuilder:
 
     tokenizer: Any
     data: DataSpec
+    where: str = "policy"  # the model's section
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "chat_template", None):
             raise RecipeError(
-                "policy: its tokenizer has no chat template; write policy.chat_template (Jinja), "
+                f"{self.where}: its tokenizer has no chat template; write {self.where}.chat_template (Jinja), "
                 "e.g. \"{% for m in messages %}{{ m['content'] }}{% endfor %}\""
             )
         if self.tokenizer.eos_token_id is None:
-            raise RecipeError("policy: its tokenizer has no end-of-sequence token, so no completion could ever stop")
+            raise RecipeError(
+                f"{self.where}: its tokenizer has no end-of-sequence token, so no completion could ever stop"
+            )
         check_thinking(self.tokenizer, self.data.thinking, where="data.thinking")
 
     def prompt(self, example: Example) -> Prompt:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rlkd.data.chat import encode, render
 from rlkd.data.prompt import PromptBuilder, fill
-from rlkd.errors import RecipeError, RolloutError
+from rlkd.errors import RecipeError
 from rlkd.recipe.privileged import FeedbackSpec
 from rlkd.records import Example, Prompt
 
@@ -24,18 +24,17 @@ class TurnBuilder:
     def second_prompt(self, prompt: Prompt, completion_ids: Sequence[int], feedback: str) -> tuple[int, ...]:
         """What the second answer continues.
 
-        Raises: RecipeError when the chat template renders the first turn differently once a turn follows it;
-            RolloutError when the result does not begin with the first turn's tokens.
+        Raises: RecipeError when the chat template renders the first turn differently once a turn follows it, or
+            writes nothing after it.
         """
         bridge = self._bridge(prompt, feedback)
         end = self.builder.tokenizer.eos_token
         if completion_ids and completion_ids[-1] == self.builder.tokenizer.eos_token_id:
             bridge = bridge.removeprefix(end)  # sampled already; after a cut answer the template's stays
-        first = (*prompt.token_ids, *completion_ids)
-        ids = (*first, *self.encode(bridge))
-        if ids[: len(first)] != first or len(ids) == len(first):
-            raise RolloutError("the second turn's prompt does not continue the tokens of the first turn")
-        return ids
+        added = self.encode(bridge)
+        if not added:
+            raise RecipeError("the chat template writes nothing between a first answer and a second")
+        return (*prompt.token_ids, *completion_ids, *added)
 
     def _bridge(self, prompt: Prompt, feedback: str) -> str:
         """What the template writes between the first answer and the second."""

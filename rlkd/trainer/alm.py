@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlkd.data.prompt import PromptBuilder
-from rlkd.data.token_bytes import ByteLength, byte_length
+from rlkd.data.token_bytes import TokenBytes, token_bytes
 from rlkd.divergences import Chunk, align_chunks, byte_spans, merge_uncertain
-from rlkd.errors import TeacherError
 from rlkd.models import load_tokenizer
+from rlkd.preflight import where_of
+from rlkd.recipe.data import DataSpec
 from rlkd.recipe.objectives import AlmObjective
 from rlkd.records import Chunks, Prompt, Rollout, TrainRow
 from rlkd.trainer.assemble import Judged, train_rows
+from rlkd.trainer.foreign import foreign_builder
 from rlkd.trainer.plan import Figures, StepPlan
 from rlkd.trainer.teachers import TeacherPanel
 
@@ -42,12 +44,13 @@ class Aligner:
 
     policy: Any
     teacher: Any
-    policy_bytes: ByteLength
-    teacher_bytes: ByteLength
+    policy_bytes: TokenBytes
+    teacher_bytes: TokenBytes
 
     @classmethod
-    def of(cls, policy: Any, teacher: Any) -> Aligner:
-        return cls(policy, teacher, byte_length(policy, where="policy"), byte_length(teacher, where="teacher.model"))
+    def of(cls, policy: Any, teacher: Any, *, where: str) -> Aligner:
+        """Args: where: the teacher's section, for errors."""
+        return cls(policy, teacher, token_bytes(policy, where="policy"), token_bytes(teacher, where=where))
 
     def align(self, teacher_prompt: Sequence[int], rollout: Rollout) -> Aligned | str:
         """The chunks, or the reason why there are none. The end-of-turn tokens are a chunk of their own."""
@@ -58,10 +61,10 @@ class Aligner:
         if not text:
             return NO_TEXT
         theirs = list(self.teacher(text, add_special_tokens=False)["input_ids"])
-        spans = [byte_spans([of(t) for t in side]) for of, side in self._sides(theirs, said)]
-        size = len(text.encode("utf-8"))
-        if any(side[-1][1] != size for side in spans):
+        pieces = [self.teacher_bytes(token) for token in theirs], [self.policy_bytes(token) for token in said]
+        if any(b"".join(side) != text.encode("utf-8") for side in pieces):
             return BROKEN
+        spans = [byte_spans([len(piece) for piece in side]) for side in pieces]
         chunks = align_chunks(teacher_spans=spans[0], policy_spans=spans[1])
         policy, teacher = [c.policy for c in chunks], [c.teacher for c in chunks]
         if ended:
@@ -70,8 +73,27 @@ class Aligner:
             theirs.append(self.teacher.eos_token_id)
         return Aligned(tuple(teacher_prompt), tuple(theirs), tuple(policy), tuple(teacher))
 
-    def _sides(self, theirs: list[int], mine: list[int]) -> list[tuple[ByteLength, list[int]]]:
-        return [(self.teacher_bytes, theirs), (self.policy_bytes, mine)]
+
+@dataclass(frozen=True)
+class Reader:
+    """A teacher's side of the text: its prompts, and its tokens under the policy's."""
+
+    builder: PromptBuilder
+    aligner: Aligner
+
+
+def read_teachers(folders: Mapping[str, Path], policy: Any, data: DataSpec) -> dict[str, Reader]:
+    """Readers by teacher's name.
+
+    Raises: RecipeError for a teacher without a chat template or an end of sequence, TeacherError for a tokenizer (the
+        teacher's or ``policy``) whose tokens don't spell their bytes.
+    """
+    found = {}
+    for name, folder in folders.items():
+        tokenizer, where = load_tokenizer(folder), where_of(name)
+        builder = foreign_builder(tokenizer, data, where=where)
+        found[name] = Reader(builder, Aligner.of(policy, tokenizer, where=where))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +101,7 @@ class AlmPlan(StepPlan):
     """Rows carry chunks; a completion that cannot be laid over the teacher's tokens is left out and counted."""
 
     teacher: TeacherPanel
-    tokenizer: Any
-    builders: dict[str, PromptBuilder] = field(default_factory=dict)
-
-    @cached_property
-    def _aligners(self) -> dict[str, Aligner]:
-        found = {}
-        for name, folder in self.teacher.folders.items():
-            tokenizer = load_tokenizer(folder)
-            if tokenizer.eos_token_id is None:
-                raise TeacherError(f"teacher ({name}): its tokenizer has no end-of-sequence token")
-            self.builders[name] = PromptBuilder(tokenizer, self.recipe.data)
-            found[name] = Aligner.of(self.tokenizer, tokenizer)
-        return found
+    readers: Mapping[str, Reader]
 
     def rows(self, judged: Judged, step: int) -> tuple[list[TrainRow], Figures]:
         del step
@@ -115,8 +125,8 @@ class AlmPlan(StepPlan):
         return rows, figures | {"chunks_per_rollout": sum(sizes) / max(1, len(sizes))}
 
     def _align(self, name: str, prompt: Prompt, rollout: Rollout) -> Aligned | str:
-        aligner = self._aligners[name]
-        found = aligner.align(self.builders[name].prompt(prompt.example).token_ids, rollout)
+        reader = self.readers[name]
+        found = reader.aligner.align(reader.builder.prompt(prompt.example).token_ids, rollout)
         if isinstance(found, str):
             return found
         window = self.teacher.fleets[name].settings.max_model_len

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from rlkd.data.prompt import PromptBuilder
 from rlkd.errors import TeacherError
 from rlkd.models import context_length, load_tokenizer
+from rlkd.recipe.data import DataSpec
 from rlkd.trainer.context import Run
+
+
+def foreign_builder(tokenizer: Any, data: DataSpec, *, where: str) -> PromptBuilder:
+    """Prompts as a teacher's own template writes them. ``data.thinking`` is the policy's switch: a template that has
+    none does without.
+    """
+    if "enable_thinking" not in str(tokenizer.chat_template):
+        data = data.model_copy(update={"thinking": None})
+    return PromptBuilder(tokenizer, data, where)
 
 
 def as_teacher(run: Run, folder: Path) -> Run:
@@ -17,7 +28,7 @@ def as_teacher(run: Run, folder: Path) -> Run:
     Raises: TeacherError when its context holds no prompt and completion.
     """
     tokenizer = load_tokenizer(folder)
-    builder = PromptBuilder(tokenizer, run.recipe.data)
+    builder = foreign_builder(tokenizer, run.recipe.data, where="teacher.model")
     sides = [[builder.prompt(prompt.example) for prompt in part] for part in (run.train_prompts, run.eval_prompts)]
     longest = max(len(prompt.token_ids) for part in sides for prompt in part)
     room = context_length(folder) - longest - 1

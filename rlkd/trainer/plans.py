@@ -9,7 +9,7 @@ from rlkd.data.turns import TurnBuilder
 from rlkd.recipe.objectives import AlmObjective, OpsdObjective, PiDistillObjective, RltfObjective
 from rlkd.records import Prompt, Rollout
 from rlkd.rollout.feedback import build_feedback
-from rlkd.trainer.alm import AlmPlan
+from rlkd.trainer.alm import AlmPlan, read_teachers
 from rlkd.trainer.fleet import Sampling, sample
 from rlkd.trainer.plan import PiDistillPlan, SelfDistillPlan, StepPlan
 from rlkd.trainer.rltf import RltfPlan
@@ -30,7 +30,8 @@ def build_plan(trainer: RlTrainer) -> StepPlan:
         return _rltf(trainer)
     if isinstance(recipe.objective, AlmObjective):
         assert trainer.teacher is not None
-        return AlmPlan(recipe, score_other, teacher=trainer.teacher, tokenizer=trainer.run.tokenizer)
+        readers = read_teachers(trainer.teacher.folders, trainer.run.tokenizer, recipe.data)
+        return AlmPlan(recipe, score_other, teacher=trainer.teacher, readers=readers)
     return StepPlan(recipe, score_other)
 
 

@@ -21,6 +21,7 @@ from rlkd.trainer.fleet import Dealt, Fleet
 TRANSFORMERS_TEACHER = "rlkd.teacher.transformers_teacher:TransformersTeacher"
 SERVER_TEACHER = "rlkd.teacher.server_teacher:ServerTeacherWorker"
 View = HiddenStates | TopK | None
+_FOREIGN = 4  # tokens of another vocabulary, and its template's own, for one of the policy's; longer rows are left out
 _METHODS = {"sampled": "score", "top_k": "top_k", "hidden": "hidden"}
 
 
@@ -57,7 +58,8 @@ class TeacherPanel:
         teacher = self.recipe.teacher
         if not isinstance(teacher, RoutedTeachers):
             return next(iter(self.fleets))
-        value = str(prompt.example.fields.get(teacher.field) or "")
+        given = prompt.example.fields.get(teacher.field)
+        value = "" if given is None else str(given)
         if value in self.fleets:
             return value
         if teacher.default is None or teacher.default not in self.fleets:
@@ -131,7 +133,10 @@ def _fleet(run: Run, name: str, spec: TeacherSpec | ServerTeacher, folders: Mapp
     top_k = spec.top_k if spec.transport == "top_k" else 0
     settings = run.engine_settings(folders[name], scores=True, top_k=top_k)
     if run.recipe.objective.kind == "alm":  # budgets count the policy's tokens; another tokenizer may need more
-        settings = replace(settings, max_model_len=context_length(folders[name]))
+        window = context_length(folders[name])
+        if on_vllm:  # which reserves memory for all of it
+            window = min(window, _FOREIGN * settings.max_model_len)
+        settings = replace(settings, max_model_len=window)
     return Fleet(
         cluster=run.cluster,
         kind=kind,

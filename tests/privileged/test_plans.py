@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from transformers import AutoTokenizer
 
 from reward.verdict import Verdict
 from rlkd import objectives
 from rlkd.data.privileged import PrivilegedBuilder
 from rlkd.data.prompt import PromptBuilder
-from rlkd.data.token_bytes import starts_pretoken
+from rlkd.data.token_bytes import starts_pretoken, token_bytes
 from rlkd.data.turns import TurnBuilder
 from rlkd.divergences import alm, chunk_logprobs
 from rlkd.errors import RecipeError
@@ -29,7 +31,7 @@ from rlkd.recipe.objectives import AlmObjective, PiDistillObjective, RltfObjecti
 from rlkd.recipe.privileged import FeedbackSpec, RuleFeedback
 from rlkd.records import Chunks, Example, Prompt, Rollout, RolloutGroup, TrainRow
 from rlkd.rollout.feedback import build_feedback
-from rlkd.trainer.alm import BROKEN, Aligned, Aligner, _debiased, _plain
+from rlkd.trainer.alm import BROKEN, Aligned, Aligner, _debiased, _plain, read_teachers
 from rlkd.trainer.assemble import Judged, denominators, plan_updates
 from rlkd.trainer.plan import PiDistillPlan, SelfDistillPlan
 from rlkd.trainer.rltf import RltfPlan
@@ -382,7 +384,7 @@ def test_alignment_over_another_tokenizer_covers_the_text_and_the_end(tokenizer:
     from rlkd.recipe.models import CharTokenizer
 
     chars = build_tokenizer(CharTokenizer(), (), 512)
-    aligner = Aligner.of(tokenizer, chars)
+    aligner = Aligner.of(tokenizer, chars, where="teacher.model")
     text = "3+4=7, so \\boxed{7}"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     found = aligner.align((1, 2), _rollout([*ids, tokenizer.eos_token_id], text))
@@ -395,6 +397,46 @@ def test_alignment_over_another_tokenizer_covers_the_text_and_the_end(tokenizer:
     broken = _rollout(tokenizer("caf\u00e9")["input_ids"], "caf\u00e9")  # no such character in the teacher's alphabet
     assert aligner.align((1,), broken) == BROKEN
     assert gsm8k
+
+
+def test_a_sample_cut_within_a_character_is_not_aligned(tokenizer: Any) -> None:
+    """Three of its four bytes decode to the replacement character, which has three bytes too."""
+    aligner = Aligner.of(tokenizer, tokenizer, where="teacher.model")
+    ids = tokenizer("ok \U0001f600", add_special_tokens=False)["input_ids"]
+    whole = aligner.align((1,), _rollout(ids))
+    assert isinstance(whole, Aligned) and whole.teacher_ids == tuple(ids)
+    for kept in (1, 2, 3):
+        assert aligner.align((1,), _rollout(ids[: kept - 4])) == BROKEN
+    said = tokenizer("so \N{REPLACEMENT CHARACTER}", add_special_tokens=False)["input_ids"]
+    assert isinstance(aligner.align((1,), _rollout(said)), Aligned)  # spelled out, it is text
+
+
+@pytest.mark.parametrize("text", ["3 + 4\n\t= 7", "caf\u00e9 \u2248 \U0001f600", "\x00\x7f\u00ad\u00a0"])
+def test_tokens_spell_the_bytes_of_their_text(tokenizer: Any, text: str) -> None:
+    of = token_bytes(tokenizer, where="policy")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert b"".join(map(of, ids)) == text.encode()
+    assert of(tokenizer.eos_token_id) == b""
+
+
+def test_a_teachers_own_template_is_read_for_its_own_switches(
+    make_recipe: Make, tokenizer: Any, tmp_path: Path
+) -> None:
+    """The policy's thinking switch is not the teacher's; a template that is missing is asked of the teacher."""
+    recipe = make_recipe(data__thinking=False)
+    tokenizer.save_pretrained(tmp_path / "plain")
+    readers = read_teachers({"teacher": tmp_path / "plain"}, tokenizer, recipe.data)
+    assert readers["teacher"].builder.data.thinking is None
+    switched = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    switched.chat_template += "{% if enable_thinking %}<think>{% endif %}"
+    switched.save_pretrained(tmp_path / "switched")
+    readers = read_teachers({"teacher": tmp_path / "switched"}, tokenizer, recipe.data)
+    assert readers["teacher"].builder.data.thinking is False
+    switched.chat_template = None
+    switched.save_pretrained(tmp_path / "none")
+    for name, place in (("teacher", "teacher.model"), ("algebra", "teacher.teachers.algebra.model")):
+        with pytest.raises(RecipeError, match=f"{place}: its tokenizer has no chat template; write {place}.chat_"):
+            read_teachers({name: tmp_path / "none"}, tokenizer, recipe.data)
 
 
 def _rows_in_chunks() -> list[TrainRow]:
