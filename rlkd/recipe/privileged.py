@@ -198,12 +198,16 @@ class JudgeFeedback(Section):
         "attempt is correct or incorrect.",
     )
     show_answer: bool = Field(default=True, description="the judge sees the gold answer")
-    max_tokens: Positive = 400
+    max_tokens: Positive = Field(
+        default=400, description="of its reply; the thinking in it counts too, and is not passed on"
+    )
     api_key_env: str = "OPENAI_API_KEY"
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     tries: Positive = 3
     concurrency: Positive = 16
-    max_failed: Fraction = Field(default=0.5, description="share of a step's requests that may fail before it stops")
+    max_failed: Fraction = Field(
+        default=0.5, description="share of a step's requests that may fail, or bring no comment, before it stops"
+    )
 
 
 class FeedbackSpec(Section):

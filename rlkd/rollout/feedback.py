@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Protocol
 
+from reward.text import after_thinking
 from reward.verdict import Verdict
 from rlkd.data.prompt import fill
 from rlkd.errors import RolloutError
 from rlkd.recipe.privileged import JudgeFeedback, RuleFeedback
 from rlkd.records import Example
+from rlkd.served import ReplyError, first_choice, open_client
 
 
 @dataclass(frozen=True)
@@ -59,42 +60,55 @@ class JudgeCritic:
     """Asks a model. A request that fails gives no feedback and is counted; too many of them stop the run."""
 
     def __init__(self, spec: JudgeFeedback) -> None:
-        from openai import OpenAI
-
         self.spec = spec
-        self.client = OpenAI(
-            base_url=spec.url,
-            api_key=os.environ.get(spec.api_key_env) or "none",  # a server without keys ignores it
-            timeout=spec.timeout_s,
-            max_retries=spec.tries - 1,
-        )
+        self.client = open_client(spec)
 
     def comment(self, attempts: Sequence[Attempt]) -> list[str | None]:
-        """Raises: RolloutError when more than ``max_failed`` of the requests fail; it names the server and a reason."""
-        with ThreadPoolExecutor(self.spec.concurrency) as pool:
-            found = list(pool.map(self._one, attempts))
-        failed = [item for item in found if isinstance(item, Exception)]
-        if attempts and len(failed) > self.spec.max_failed * len(attempts):
-            raise RolloutError(
-                f"feedback.source.url: {self.spec.url} failed in {len(failed)} of {len(attempts)} requests (first: "
-                f"{type(failed[0]).__name__}: {failed[0]}); allowed share: feedback.source.max_failed "
-                f"{self.spec.max_failed:g}. Is the server up, and timeout_s ({self.spec.timeout_s:g}) long enough?"
-            )
-        return [item if isinstance(item, str) else None for item in found]
-
-    def _one(self, attempt: Attempt) -> str | Exception | None:
+        """Raises: RolloutError as soon as more than ``max_failed`` of the requests have failed; it names the server
+        and a reason.
+        """
         import openai
 
+        found: list[str | None] = [None] * len(attempts)
+        failed = 0
+        pool = ThreadPoolExecutor(self.spec.concurrency)
+        try:
+            calls = {pool.submit(self._one, attempt): index for index, attempt in enumerate(attempts)}
+            for call in as_completed(calls):
+                try:
+                    found[calls[call]] = call.result()
+                except (openai.OpenAIError, ReplyError) as error:
+                    failed += 1
+                    if failed > self.spec.max_failed * len(attempts):
+                        raise RolloutError(self._failure(failed, len(attempts), error)) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a server that hangs is not waited for
+        return found
+
+    def _failure(self, failed: int, total: int, error: Exception) -> str:
+        return (
+            f"feedback.source.url: {self.spec.url} failed in {failed} of {total} requests (last: "
+            f"{type(error).__name__}: {error}); allowed share: feedback.source.max_failed {self.spec.max_failed:g}. "
+            f"Is the server up, and timeout_s ({self.spec.timeout_s:g}) long enough?"
+        )
+
+    def _one(self, attempt: Attempt) -> str:
+        """What the judge says beside its thinking, which may hold the gold answer."""
         answer = f"\n\nReference answer (never reveal it): {attempt.example.answer}" if self.spec.show_answer else ""
         task = f"Problem:\n{attempt.example.question}{answer}\n\nAttempt:\n{attempt.text}"
-        try:
-            reply = self.client.chat.completions.create(
-                model=self.spec.model,
-                max_tokens=self.spec.max_tokens,
-                temperature=0.0,
-                messages=[{"role": "system", "content": self.spec.instructions}, {"role": "user", "content": task}],
+        reply = self.client.chat.completions.with_raw_response.create(
+            model=self.spec.model,
+            max_tokens=self.spec.max_tokens,
+            temperature=0.0,
+            messages=[{"role": "system", "content": self.spec.instructions}, {"role": "user", "content": task}],
+        )
+        choice = first_choice(reply.text)
+        message = choice.get("message")
+        content = message.get("content") if isinstance(message, dict) else None
+        said = (after_thinking(content) or "").strip() if isinstance(content, str) else ""
+        if not said:
+            raise ReplyError(
+                f"it says nothing beside its thinking (finish_reason {choice.get('finish_reason')!r}); is "
+                f"feedback.source.max_tokens ({self.spec.max_tokens}) enough?"
             )
-        except openai.OpenAIError as error:
-            return error
-        text = (reply.choices[0].message.content or "").strip() if reply.choices else ""
-        return text or None
+        return said

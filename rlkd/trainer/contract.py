@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reward.verdict import Verdict
 from rlkd.data.turns import TurnBuilder
 from rlkd.errors import RolloutError, TeacherError
+from rlkd.learner.policy import check_logits
+from rlkd.preflight import where_of
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
-from rlkd.records import TrainRow
+from rlkd.recipe.privileged import JudgeFeedback, RuleFeedback, ServerTeacher
+from rlkd.recipe.privileged_checks import separate_teachers
+from rlkd.records import Prompt, TrainRow
+from rlkd.rollout.feedback import Attempt, build_feedback
+from rlkd.teacher.server_teacher import ServerTeacherWorker
+from rlkd.trainer.alm import read_teachers
 from rlkd.trainer.context import Run
 from rlkd.trainer.fleet import Fleet, Sampling, Sequences, sample, score
 from rlkd.trainer.learners import Learners
@@ -80,12 +88,14 @@ def check_contract(run: Run, rollouts: Fleet, learners: Learners, teacher: Teach
         prompted = dealt.in_order(dealt.results())
         compare(prompted, learned, names=("the rollout engine's prompt log-probs", "the learner's"), bounds=bounds)
     if teacher is not None and teacher.shares_tokens:
-        text += _check_teachers(teacher, learners, sequences, bounds)
+        text += _check_teachers(teacher, learners, run.tokenizer, sequences, bounds)
     run.console.status(f"scoring contract holds ({text} nats)")
 
 
-def _check_teachers(teacher: TeacherPanel, learners: Learners, sequences: Sequences, bounds: Bounds) -> str:
-    """Every teacher whose weights are here against the learner's pass on them; a server must answer at all."""
+def _check_teachers(
+    teacher: TeacherPanel, learners: Learners, tokenizer: Any, sequences: Sequences, bounds: Bounds
+) -> str:
+    """Every teacher whose weights are here against the learner's pass on them; a server must mean the same tokens."""
     text = ""
     for name, fleet in teacher.fleets.items():
         dealt = score(fleet, sequences)
@@ -97,22 +107,26 @@ def _check_teachers(teacher: TeacherPanel, learners: Learners, sequences: Sequen
             mean, peak = compare(found, known, names=names, bounds=bounds)
             text += f"; {name} vs learner's pass: mean {mean:.1e}, max {peak:.1e}"
         else:
-            text += f"; {name} answers"
+            dealt = fleet.map("spelled", sequences)
+            check_spelling(tokenizer, sequences, dealt.in_order(dealt.results()), where=where_of(name))
+            text += f"; {name} means the same tokens"
     return text
 
 
 def check_tokens(run: Run, models: dict[str, Path]) -> None:
-    """What an RL stage will ask of tokenizers and rows, asked before the first stage.
+    """What an RL stage will ask of tokenizers, rows and servers, asked before the first stage.
 
     Args:
         models: the folders of policy and teachers as the run starts; no stage changes their tokenizers.
 
-    Raises: TeacherError for a teacher with other tokens, RecipeError for a row without a teacher or a chat template
-        that cannot continue a first turn.
+    Raises: TeacherError for a teacher with other tokens, or a server that cannot score; RolloutError for a judge that
+        fails; RecipeError for a row without a teacher, or a chat template that is missing or cannot continue a first
+        turn.
     """
     recipe = run.recipe
     if not has_rl(recipe):
         return
+    check_logits(models["policy"])
     if needs_teacher(recipe):
         panel = TeacherPanel.of(run, models)  # looks up every row's teacher
         if panel.shares_tokens:
@@ -120,9 +134,57 @@ def check_tokens(run: Run, models: dict[str, Path]) -> None:
                 check_teacher_tokenizer(models["policy"], folder)
             for tokenizer in panel.served_tokenizers():
                 check_same_tokens(run.tokenizer, tokenizer)
+            _ask_teachers(run)
+        else:
+            read_teachers(panel.folders, run.tokenizer, recipe.data)
     if recipe.feedback is not None:
         turns = TurnBuilder(run.builder, recipe.feedback)
         turns.second_prompt(run.train_prompts[0], (run.tokenizer.eos_token_id,), "feedback")
+        _ask_judge(recipe.feedback.source, run.train_prompts[:4])
+
+
+def _ask_teachers(run: Run) -> None:
+    """One request to every teacher's server, as a step will ask it. Raises: TeacherError for one that can't answer."""
+    ids = run.train_prompts[0].teacher_ids
+    sequences = [(ids[:1], ids[1:])]
+    for name, spec in separate_teachers(run.recipe).items():
+        if not isinstance(spec, ServerTeacher):
+            continue
+        server = ServerTeacherWorker(spec)
+        if spec.transport == "top_k":
+            server.top_k(sequences, k=spec.top_k)
+        else:
+            server.score(sequences)
+        check_spelling(run.tokenizer, sequences, server.spelled(sequences), where=where_of(name))
+
+
+def _ask_judge(source: RuleFeedback | JudgeFeedback, prompts: Sequence[Prompt]) -> None:
+    """Comments on right answers, from a judge on a server. Raises: RolloutError when too few come."""
+    if isinstance(source, JudgeFeedback):
+        answers = [(prompt.example, f"The answer is {prompt.example.answer}.") for prompt in prompts]
+        build_feedback(source).comment([Attempt(example, text, Verdict.right()) for example, text in answers])
+
+
+def check_spelling(
+    tokenizer: Any, sequences: Sequences, spelled: Sequence[Sequence[str | None]], *, where: str
+) -> None:
+    """Whether a server means by token ids what the policy means: it may serve another model than was thought.
+
+    Args:
+        spelled: the server's text of each completion token. Blanks at the ends don't count, as servers restore those
+            that decoding one token loses; neither does a token that is no whole character.
+
+    Raises: TeacherError naming the first token that stands for another text.
+    """
+    for (_, completion), texts in zip(sequences, spelled, strict=True):
+        for token, theirs in zip(completion, texts, strict=True):
+            mine = str(tokenizer.decode([token]))
+            if theirs is None or "\N{REPLACEMENT CHARACTER}" in mine or theirs.strip() == mine.strip():
+                continue
+            raise TeacherError(
+                f"{where}: its server reads token {token} as {theirs!r}, the policy as {mine!r}: it serves a "
+                "model with another tokenizer. Serve one with the policy's, and name it in url and model"
+            )
 
 
 def check_teacher_tokenizer(policy: Path, teacher: Path) -> None:

@@ -19,12 +19,14 @@ from reward.llm_judge import LlmJudge
 from reward.verdict import Verdict
 from rlkd.data.curate.generate import ServedSampler
 from rlkd.errors import TeacherError
+from rlkd.models import load_tokenizer
 from rlkd.recipe.privileged import JudgeFeedback, ServerTeacher
 from rlkd.records import Example
 from rlkd.rollout.feedback import Attempt, JudgeCritic
 from rlkd.rollout.vllm_engine import EngineSettings
 from rlkd.teacher.server_teacher import ServerTeacherWorker
 from rlkd.teacher.transformers_teacher import TransformersTeacher
+from rlkd.trainer.contract import check_spelling
 
 pytestmark = pytest.mark.engine
 
@@ -120,6 +122,10 @@ def test_it_teaches(vllm_url: str, model: Path) -> None:
         assert mine_k.ids == theirs_k.ids
         for one, other in zip(mine_k.logprobs, theirs_k.logprobs, strict=True):
             assert one == pytest.approx(other, abs=1e-4)
+    check_spelling(load_tokenizer(model), pairs, served.spelled(pairs), where="teacher.model")
+    shifted = [(prompt, tuple(token + 1 for token in done)) for prompt, done in pairs]
+    with pytest.raises(TeacherError, match="another tokenizer"):
+        check_spelling(load_tokenizer(model), shifted, served.spelled(pairs), where="teacher.model")
     with pytest.raises(TeacherError, match=r"answered 40\d.*"):
         served.top_k(pairs, k=64)  # more than the server's --max-logprobs allows
 

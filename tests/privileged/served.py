@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]  # body -> status, answer
+Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any] | str]]  # body -> status, answer; text goes out as it is
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def serve(reply: Reply) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             status, answer = reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            text = json.dumps(answer).encode()
+            text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))

@@ -74,10 +74,40 @@ def test_a_few_failures_leave_gaps_and_too_many_stop_the_step() -> None:
         assert url in str(caught.value)
 
 
-def test_a_judge_that_says_nothing_is_a_gap() -> None:
-    texts = iter(["", None, "  "])
-    with serve(lambda _: _answer(next(texts))) as url:
-        assert _critic(url, concurrency=1).comment(_attempts(3)) == [None] * 3
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (_answer(""), r"says nothing beside its thinking \(finish_reason 'stop'\).*max_tokens \(400\)"),
+        (_answer(None), "says nothing"),
+        (_answer("<think>The gold answer is 42, so the attempt"), "says nothing"),
+        (_answer("<think>The gold answer is 42.</think>\n"), "says nothing"),
+        ((200, {"choices": [{"index": 0, "message": None}]}), "says nothing"),
+        ((200, {"error": "the model is loading"}), "no choices.*loading"),
+        ((200, {"choices": []}), "no choices"),
+        ((200, "<html>welcome</html>"), "no choices.*welcome"),
+        ((200, "{broken"), "no choices.*broken"),
+        ((200, "[1]"), "no choices"),
+    ],
+)
+def test_an_answer_without_a_comment_is_a_failed_request(reply: tuple[int, dict[str, Any] | str], reason: str) -> None:
+    answers = iter([_answer("Look again."), reply, reply])
+    with serve(lambda _: next(answers)) as url:
+        assert _critic(url, concurrency=1).comment(_attempts(2)) == ["Look again.", None]
+        with pytest.raises(RolloutError, match=f"failed in 1 of 1.*{reason}"):
+            _critic(url).comment(_attempts(1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>The gold answer is 42.</think>\n\nLook again.",
+        "The gold answer is 42.</think>Look again.",  # the template had opened it
+        "[THINK]The gold answer is 42.[/THINK]Look again.",
+    ],
+)
+def test_a_judges_thinking_is_not_passed_on(text: str) -> None:
+    with serve(lambda _: _answer(text)) as url:
+        assert _critic(url).comment(_attempts(1)) == ["Look again."]
 
 
 def test_a_slow_judge_does_not_hold_the_step_up() -> None:
@@ -92,9 +122,13 @@ def test_a_slow_judge_does_not_hold_the_step_up() -> None:
         with pytest.raises(RolloutError, match=r"failed in 2 of 2.*timeout_s \(0\.2\) long enough"):
             _critic(url, timeout_s=0.2).comment(_attempts(2))
         assert time.monotonic() - begun < 10
+        begun = time.monotonic()
+        with pytest.raises(RolloutError, match="failed in 5 of 40"):
+            _critic(url, timeout_s=0.2, concurrency=2, max_failed=0.1).comment(_attempts(40))
+        assert time.monotonic() - begun < 2.5  # all of them would take 4 s
         done.set()
 
 
 def test_a_judge_that_is_down_is_an_error_that_names_it() -> None:
-    with pytest.raises(RolloutError, match=r"http://127\.0\.0\.1:9/v1 failed in 3 of 3.*Is the server up"):
+    with pytest.raises(RolloutError, match=r"http://127\.0\.0\.1:9/v1 failed in 2 of 3.*Is the server up"):
         _critic("http://127.0.0.1:9/v1").comment(_attempts(3))

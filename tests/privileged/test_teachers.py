@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from rlkd.errors import RecipeError, TeacherError
 from rlkd.recipe import Recipe
 from rlkd.records import Example, HiddenStates, PrivilegedPrompt, Prompt, Rollout, RolloutGroup
-from rlkd.trainer.contract import check_same_tokens
+from rlkd.trainer.contract import check_same_tokens, check_spelling
 from rlkd.trainer.fleet import Dealt, Fleet
 from rlkd.trainer.teachers import TeacherPanel
 
@@ -95,6 +95,18 @@ def test_a_row_without_a_teacher_is_an_error_or_goes_to_the_default(make_recipe:
     assert TeacherPanel(_recipe(make_recipe, default="medicine"), fleets, {}).route(prompt) == "medicine"
 
 
+@pytest.mark.parametrize("value", [0, False, 1, "0"])
+def test_any_value_of_the_field_may_name_a_teacher(make_recipe: Make, value: Any) -> None:
+    spec = {"model": MODEL, "engine": "transformers"}
+    recipe = make_recipe(
+        teacher={"kind": "routed", "field": "level", "teachers": {str(value): spec, "other": spec}},
+        objective={"kind": "opd", "divergence": "sampled"},
+    )
+    panel = TeacherPanel(recipe, {str(value): _fleet(100, 1), "other": _fleet(200, 1)}, {})
+    prompt = Prompt(Example("e", "q", "a", fields={"level": value}), "q", (1,))
+    assert panel.route(prompt) == str(value)
+
+
 @pytest.mark.parametrize(
     ("teacher", "objective", "message"),
     [
@@ -150,6 +162,22 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_the_first_difference(to
         check_same_tokens(tokenizer, other(vocab=renamed, merges=merges))
     with pytest.raises(TeacherError, match="splits text differently"):
         check_same_tokens(tokenizer, other(merges=[]))
+
+
+def test_a_served_model_that_reads_other_text_is_refused(tokenizer: Any, gsm8k: list[Example]) -> None:
+    """The recipe only claims a tokenizer for a server; what it spells shows which one it has."""
+    text = (gsm8k[0].solution or "") + " caf\u00e9 \u2248"
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    said: list[str | None] = [tokenizer.decode([token]) for token in ids]
+    assert any("\N{REPLACEMENT CHARACTER}" in (piece or "") for piece in said)
+    pair = [((1, 2), ids)]
+    check_spelling(tokenizer, pair, [said], where="teacher.model")
+    check_spelling(tokenizer, pair, [[None] * len(ids)], where="teacher.model")  # a server that spells nothing
+    corrected = ["" if "\N{REPLACEMENT CHARACTER}" in (piece or "") else f" {piece}" for piece in said]
+    check_spelling(tokenizer, pair, [corrected], where="teacher.model")
+    shifted = [tokenizer.decode([token + 1]) for token in ids]
+    with pytest.raises(TeacherError, match=rf"teacher.model: its server reads token {ids[0]} as .*another tokenizer"):
+        check_spelling(tokenizer, pair, [shifted], where="teacher.model")
 
 
 def test_a_server_scores_at_temperature_one(make_recipe: Make) -> None:

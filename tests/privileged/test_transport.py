@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,14 +119,30 @@ def test_a_view_of_another_length_is_refused(teacher: TransformersTeacher) -> No
 # ---------------------------------------------------------------- a server that speaks vLLM's protocol
 
 
+_BODIES: dict[str, dict[str, Any] | str] = {
+    "html": "<html>welcome</html>",
+    "broken": "{broken",
+    "loading": {"error": "the model is loading"},
+    "odd": {"choices": ["x"]},
+}
+_ENTRIES: dict[str, Callable[[str], Any]] = {
+    "null": lambda token: {token: {"logprob": None, "rank": 1}},
+    "nan": lambda token: {token: {"logprob": float("nan"), "rank": 1}},
+    "number": lambda token: {token: -1.0},
+    "list": lambda token: [token],
+}
+
+
 class _Server:
     """Answers /completions with a real model's prompt log-probs, in vLLM's shape; can be slow, broken or short."""
 
     def __init__(self, policy: Any) -> None:
         self.policy, self.fault, self.calls = policy, "", 0
 
-    def reply(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def reply(self, body: dict[str, Any]) -> tuple[int, dict[str, Any] | str]:
         self.calls += 1
+        if self.fault in _BODIES:
+            return 200, _BODIES[self.fault]
         if self.fault == "slow":
             time.sleep(1.0)
         if self.fault == "500" or (self.fault == "once" and self.calls == 1):
@@ -138,7 +155,14 @@ class _Server:
         for line, token in zip(lp, ids[1:], strict=True):
             order = line.argsort(descending=True).tolist()
             chosen = {*order[:count], token}
-            entries.append({str(t): {"logprob": float(line[t]), "rank": order.index(t) + 1} for t in sorted(chosen)})
+            entries.append(
+                {
+                    str(t): {"logprob": float(line[t]), "rank": order.index(t) + 1, "decoded_token": f"<{t}>"}
+                    for t in chosen
+                }
+            )
+        if self.fault in _ENTRIES:
+            entries[-1] = _ENTRIES[self.fault](str(ids[-1]))
         if self.fault == "short":
             entries = entries[:-1]
         return 200, {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [_choice(entries)]}
@@ -181,6 +205,10 @@ def test_a_server_that_stumbles_once_is_asked_again(teacher: TransformersTeacher
         ("slow", "cannot be used after 1 tries of 0.2 s"),
         ("plain", "returns no prompt_logprobs"),
         ("short", "scored .* tokens of"),
+        ("html", "no choices.*welcome.*is it a vLLM server"),
+        ("broken", "no choices.*broken"),
+        ("loading", "no choices.*loading"),
+        ("odd", "no choices"),
     ],
 )
 def test_a_server_that_fails_is_an_error_that_names_it(teacher: TransformersTeacher, fault: str, message: str) -> None:
@@ -191,6 +219,31 @@ def test_a_server_that_fails_is_an_error_that_names_it(teacher: TransformersTeac
             _pairs(tiny.two_context_rows(groups=1, size=1))
         )
     assert url in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["null", "nan", "number"])
+def test_a_log_prob_that_is_no_number_is_refused(teacher: TransformersTeacher, fault: str) -> None:
+    server, pairs = _Server(teacher.policy), _pairs(tiny.two_context_rows(groups=1, size=1))
+    server.fault = fault
+    with serve(server.reply) as url:
+        with pytest.raises(TeacherError, match="no finite logprob"):
+            _worker(url).score(pairs)
+        with pytest.raises(TeacherError, match="no finite"):
+            _worker(url).top_k(pairs, k=1)
+
+
+def test_an_entry_that_is_no_entry_is_refused(teacher: TransformersTeacher) -> None:
+    server = _Server(teacher.policy)
+    server.fault = "list"
+    with serve(server.reply) as url, pytest.raises(TeacherError, match=r"left token .* out"):
+        _worker(url).score(_pairs(tiny.two_context_rows(groups=1, size=1)))
+
+
+def test_a_server_spells_its_tokens(teacher: TransformersTeacher) -> None:
+    pairs = _pairs(tiny.two_context_rows(groups=2))
+    with serve(_Server(teacher.policy).reply) as url:
+        spelled = _worker(url).spelled(pairs)
+    assert spelled == [[f"<{token}>" for token in completion] for _, completion in pairs]
 
 
 def test_a_server_that_is_down_is_an_error_that_names_it() -> None:
