@@ -24,6 +24,7 @@ IN_PROMPT = "privileged text stands in the student's prompt"
 OPEN_THINKING = "privileged text opens <think> and never closes it"
 PLAIN = "no privileged text, trained without it"
 
+THINK = "<think>"
 _OWN = ("solution", "answer")
 
 
@@ -138,7 +139,7 @@ def stands_in(text: str, prompt: str) -> bool:
 
 def unclosed_thinking(text: str) -> bool:
     """Whether a text begins to think and never ends it."""
-    return text.count("<think>") > text.count("</think>")
+    return text.count(THINK) > text.count("</think>")
 
 
 def copied(completion: str, prompt: Prompt, *, run: int) -> bool:

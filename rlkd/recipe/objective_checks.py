@@ -26,11 +26,37 @@ def _switches(recipe: Recipe) -> Iterator[str]:
             f"objective.estimator: '{objective.estimator}' belongs to form 'joint'; form 'advantage' always takes the "
             "log-ratio itself; leave it out"
         )
+    if isinstance(objective, OpsdObjective | OpdObjective):
+        yield from _divergence(objective)
+    if isinstance(objective, PiDistillObjective) and objective.kl_in == "loss" and objective.kl_estimator != "exact":
+        yield (
+            f"objective.kl_estimator: '{objective.kl_estimator}' is for kl_in 'reward'; with 'loss' both terms are "
+            "taken over the whole vocabulary; leave it out"
+        )
     if isinstance(objective, PiDistillObjective) and objective.kl_coef:
         yield (
             f"objective.kl_coef: {objective.kl_coef}, but 'pi_distill' has no reference; what holds its two views "
             "together is objective.distill_coef"
         )
+
+
+def _divergence(objective: OpsdObjective | OpdObjective) -> Iterator[str]:
+    """Settings of a divergence over the vocabulary, where another one or none is taken."""
+    default = type(objective)()
+    in_reward = isinstance(objective, OpsdObjective) and objective.kl_in == "reward"
+    sampled = in_reward or objective.divergence == "sampled"
+    why = (
+        "kl_in 'reward' takes the sampled tokens' log-ratio (reverse KL) off the score"
+        if in_reward
+        else f"divergence is '{objective.divergence}'"
+    )
+    if in_reward and objective.divergence not in (default.divergence, "sampled"):
+        yield f"objective.divergence: '{objective.divergence}' acts on nothing, as {why}; leave it out"
+    if sampled and objective.clip not in (default.clip, None):
+        yield f"objective.clip: {objective.clip} acts on nothing, as {why}; leave it out"
+    mixes = objective.divergence == "jensen_shannon" and not in_reward
+    if not mixes and objective.mixture_weight != default.mixture_weight:
+        yield f"objective.mixture_weight: {objective.mixture_weight} acts on nothing, as {why}; leave it out"
 
 
 def _correction(recipe: Recipe) -> Iterator[str]:

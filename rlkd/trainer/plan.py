@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlkd import objectives
-from rlkd.data.privileged import copied, unclosed_thinking
+from rlkd.data.privileged import THINK, copied, unclosed_thinking
 from rlkd.learner.loss import coefficient
 from rlkd.recipe import Recipe
 from rlkd.recipe.objectives import OpsdObjective, PiDistillObjective
@@ -138,12 +138,19 @@ def _penalised(
     return replace(judged, shaping=tuple(shaped.tolist())), figures
 
 
+def _opened(prompt: Prompt, shown: bool) -> str:
+    """The thinking that a template opens itself, at the end of the prompt that a rollout continues."""
+    text = prompt.privileged.text if shown and prompt.privileged else prompt.text
+    return THINK if text.rstrip().endswith(THINK) else ""
+
+
 def leak_figures(recipe: Recipe, judged: Judged) -> Figures:
     """How often privileged text is copied into a completion, and how often thinking is opened and never closed."""
     pairs = [(rollout, group.prompt) for group in judged.groups for rollout in group.rollouts]
     run = recipe.privileged.copied_run if recipe.privileged else 8
     told = [(rollout, prompt) for rollout, prompt in pairs if prompt.privileged is not None]
-    open_ended = sum(unclosed_thinking(rollout.text) for rollout, _ in pairs)
+    shown = isinstance(recipe.objective, PiDistillObjective)  # sampled from the privileged prompt
+    open_ended = sum(unclosed_thinking(_opened(prompt, shown) + rollout.text) for rollout, prompt in pairs)
     return {
         "privileged_copied": sum(copied(r.text, p, run=run) for r, p in told) / max(1, len(told)),
         "privileged_rows": len(told) / max(1, len(pairs)),

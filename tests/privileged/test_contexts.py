@@ -146,6 +146,29 @@ def test_a_thought_without_an_end_is_excluded_before_the_teacher_and_counted_aft
     assert leak_figures(make_recipe(), judged)["unclosed_thinking"] == 0.5
 
 
+def test_thinking_that_the_template_opens_is_counted_too(
+    make_recipe: Make, tokenizer: Any, gsm8k: list[Example]
+) -> None:
+    """R1's distills and Qwen3-Thinking: the prompt ends with <think>."""
+    builder = _builder(make_recipe(), tokenizer)
+    (prompt,) = builder.attach(_prompts(builder, gsm8k[:1])).prompts
+    assert prompt.privileged is not None
+    opened = replace(prompt, text=f"{prompt.text}<think>\n")
+    said = [Rollout((5,), (-1.0,), "length", text, 0, 0, 0) for text in ("hm, so 4", "hm</think> so 4")]
+
+    def count(shown: Prompt, recipe: Recipe) -> float:
+        judged = Judged([RolloutGroup(shown, tuple(said))], [Verdict.wrong()] * 2, None, 0)
+        return leak_figures(recipe, judged)["unclosed_thinking"]
+
+    assert count(opened, make_recipe()) == 0.5
+    assert count(prompt, make_recipe()) == 0.0
+    assert count(replace(prompt, text=f"What is <think>?{prompt.text}"), make_recipe()) == 0.0
+    privileged_sampled = make_recipe(objective={"kind": "pi_distill"}, teacher=None)
+    assert count(opened, privileged_sampled) == 0.0
+    side = replace(prompt.privileged, text=f"{prompt.privileged.text}<think>\n")
+    assert count(replace(prompt, privileged=side), privileged_sampled) == 0.5
+
+
 def test_both_turns_of_a_feedback_recipe_are_shown() -> None:
     text = show_example(load_recipe(REPOSITORY / "recipes" / "rltf_fm.yaml", ["data.train.size=64"]), root=REPOSITORY)
     first = load_recipe(REPOSITORY / "recipes" / "rltf_sd.yaml", ["data.train.size=64"])
@@ -195,6 +218,7 @@ TWO_TURNS = {
     "feedback": {"max_prompt_tokens": 900},
     "advantage": {"kind": "group", "baseline": "mean", "scale": "none"},
 }
+IN_REWARD = {"kind": "opsd", "kl_in": "reward", "reward_coef": 1.0}
 SHAPED = {"outcome": "math", "shaping": [{"verifier": "repetition"}]}
 
 
@@ -210,6 +234,15 @@ SHAPED = {"outcome": "math", "shaping": [{"verifier": "repetition"}]}
         ({"teacher": None}, "taught by the policy itself"),
         ({"objective__kind": "grpo"}, "shows it to no one"),
         ({"objective__kl_in": "reward"}, "reward_coef is 0"),
+        ({"objective": {**IN_REWARD, "divergence": "jensen_shannon"}}, r"'jensen_shannon' acts on nothing.*log-ratio"),
+        ({"objective": {**IN_REWARD, "clip": 0.01}}, r"objective.clip: 0.01 acts on nothing, as kl_in 'reward'"),
+        ({"objective": {**IN_REWARD, "mixture_weight": 0.3}}, r"objective.mixture_weight: 0.3 acts on nothing"),
+        ({"objective": {"kind": "opsd", "mixture_weight": 0.9}}, "mixture_weight: 0.9.*divergence is 'forward_kl'"),
+        ({"objective": {"kind": "opsd", "divergence": "sampled", "clip": 0.01}}, "clip: 0.01.*divergence is 'sampled'"),
+        (
+            {"objective": {"kind": "pi_distill", "kl_in": "loss", "kl_estimator": "sampled"}, "teacher": None},
+            "kl_estimator: 'sampled' is for kl_in 'reward'",
+        ),
         (
             {"objective": {"kind": "pi_distill", "teacher_share": SHARE}, "teacher": None},
             r"objective.teacher_share: \[1.5\] leaves \[0, 1\]",
@@ -232,3 +265,16 @@ def test_contradictions_are_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         make_recipe(**changes)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        IN_REWARD,
+        {**IN_REWARD, "divergence": "sampled", "clip": None},
+        {"kind": "opsd", "divergence": "jensen_shannon", "mixture_weight": 0.9, "clip": 0.01},
+        {"kind": "opsd", "divergence": "sampled", "clip": None},
+    ],
+)
+def test_settings_that_act_are_taken(make_recipe: Make, objective: dict[str, Any]) -> None:
+    assert make_recipe(objective=objective).objective.kind == "opsd"
