@@ -167,7 +167,7 @@ class RlTrainer:
         self._check_gap(figures, step)
         row = {"stage": self.stage.name, "step": step + 1, "policy_version": self.version}
         row |= outcome(judged, rows) | method_figures | figures | clock.seconds
-        row |= self._throughput(judged, clock.total, further=int(method_figures.get("second_turn_tokens", 0)))
+        row |= self._throughput(judged, rows, clock.total, further=int(method_figures.get("second_turn_tokens", 0)))
         row |= self._evaluate(step + 1)
         rollout_log.write(step + 1, judged, rows, kept, self.plan.notes)
         bar.update(step + 1, headline(row))
@@ -235,10 +235,10 @@ class RlTrainer:
                 f"{bounds.mean:.0e} and {bounds.maximum:.0e}; the engine no longer samples from the learner's policy"
             )
 
-    def _throughput(self, judged: Judged, seconds: float, *, further: int) -> dict[str, Any]:
+    def _throughput(self, judged: Judged, rows: Sequence[TrainRow], seconds: float, *, further: int) -> dict[str, Any]:
         tokens = further + sum(len(r.completion_ids) for group in judged.groups for r in group.rollouts)
         self.run.tokens["generated"] += tokens
-        self.run.tokens["trained"] += tokens
+        self.run.tokens["trained"] += sum(len(row.completion_ids) for row in rows if row.trained)
         return {
             "tokens": tokens,
             "tokens_per_s": tokens / seconds,

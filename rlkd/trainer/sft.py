@@ -98,8 +98,9 @@ def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[
 
 def _contexts(prompt: Prompt, stage: SftStage) -> list[tuple[int, ...]]:
     """A model that starts from nothing has to learn to use privileged text before it can teach with it."""
-    bare, taught = [prompt.token_ids], [prompt.teacher_ids]
-    return {"bare": bare, "privileged": taught, "both": bare + taught}[stage.contexts]
+    bare, taught = prompt.token_ids, prompt.teacher_ids
+    both = [bare] if prompt.privileged is None else [bare, taught]  # a row without privileged text stands there once
+    return {"bare": [bare], "privileged": [taught], "both": both}[stage.contexts]
 
 
 def _cut(progress: Path, step: int) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from rollout_groups import group
 
 from reward.verdict import Verdict
 from rlkd.recipe import Recipe, validate_recipe
+from rlkd.recipe.schema import RlStage
 from rlkd.trainer.assemble import Judged, advantages, denominators, plan_updates, train_rows
+from rlkd.trainer.context import Run
+from rlkd.trainer.rl import RlTrainer
 
 RIGHT, WRONG, LOST = Verdict.right("1"), Verdict.wrong("2"), Verdict.abstain("error")
 
@@ -110,3 +117,17 @@ def test_every_row_reaches_exactly_one_rank_and_update(recipe: Recipe, ranks: in
 
 def test_staleness_is_the_lag_of_the_oldest_token(recipe: Recipe) -> None:
     assert {row.staleness for row in train_rows(recipe, judged([RIGHT] * 4, version=3))} == {1}
+
+
+def test_tokens_count_as_trained_where_their_row_is(
+    recipe: Recipe, tmp_path: Path, engineless_run: Callable[[Recipe, Path], Run]
+) -> None:
+    """Every completion was generated; of two that abstained nothing is trained."""
+    grpo = changed(recipe, objective={"kind": "grpo"})
+    run = engineless_run(grpo, tmp_path)
+    run.rollouts = SimpleNamespace(replaced=0)  # type: ignore[assignment]
+    trainer = RlTrainer(run, RlStage(name="stage", steps=1), tmp_path, {}, tmp_path)
+    step = judged([RIGHT, LOST, WRONG, LOST])  # of 2, 3, 1 and 4 tokens
+    found = trainer._throughput(step, train_rows(grpo, step), 2.0, further=5)
+    assert (found["tokens"], found["tokens_per_s"]) == (15, 7.5)
+    assert run.tokens == {"generated": 15, "trained": 3}

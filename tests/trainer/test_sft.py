@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,9 @@ from rlkd.errors import CheckpointError
 from rlkd.learner import trl_sft
 from rlkd.recipe import Recipe
 from rlkd.recipe.schema import SftStage
+from rlkd.records import Example, PrivilegedPrompt, Prompt
 from rlkd.trainer.context import Run
-from rlkd.trainer.sft import run_sft
+from rlkd.trainer.sft import _contexts, run_sft
 
 STAGE = SftStage(steps=3)
 RECORD = {"loss": 0.5, "tokens": 12.0, "wall_s": 1.0}
@@ -58,3 +60,11 @@ def test_a_model_saved_without_weights_is_an_error_that_keeps_the_checkpoints(tm
         trl_sft._hand_over(half, output, tokenizer, RECORD)
     assert trl_sft.latest_checkpoint(output) == half / "step-2"
     assert not output.exists()
+
+
+def test_a_row_without_privileged_text_is_trained_once() -> None:
+    bare = Prompt(Example("a", "q", "1"), "q", (1, 2))
+    told = replace(bare, privileged=PrivilegedPrompt("s q", (3, 1, 2), "s"))
+    both = SftStage(steps=3, contexts="both")
+    assert [_contexts(prompt, both) for prompt in (bare, told)] == [[(1, 2)], [(1, 2), (3, 1, 2)]]
+    assert _contexts(bare, SftStage(steps=3, contexts="privileged")) == [(1, 2)]
