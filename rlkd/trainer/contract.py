@@ -120,8 +120,8 @@ def check_tokens(run: Run, models: dict[str, Path]) -> None:
         models: the folders of policy and teachers as the run starts; no stage changes their tokenizers.
 
     Raises: TeacherError for a teacher with other tokens, or a server that cannot score; RolloutError for a judge that
-        fails; RecipeError for a row without a teacher, or a chat template that is missing or cannot continue a first
-        turn.
+        fails; RecipeError for a row without a teacher, a model whose logits the learner's pass cannot make, or a chat
+        template that is missing or cannot continue a first turn.
     """
     recipe = run.recipe
     if not has_rl(recipe):
@@ -132,6 +132,7 @@ def check_tokens(run: Run, models: dict[str, Path]) -> None:
         if panel.shares_tokens:
             for folder in panel.folders.values():
                 check_teacher_tokenizer(models["policy"], folder)
+                check_logits(folder)  # the learner's pass repeats its scores
             for tokenizer in panel.served_tokenizers():
                 check_same_tokens(run.tokenizer, tokenizer)
             _ask_teachers(run)

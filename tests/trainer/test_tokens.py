@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,12 @@ def test_a_teacher_with_other_tokens_is_refused(tmp_path: Path, recipe: Recipe, 
     policy = model(recipe.policy, "policy", "twelve and three make fifteen")
     run = replace(engineless_run(recipe, tmp_path), tokenizer=load_tokenizer(policy))
     run.train_prompts.append(group("a", [1]).prompt)
-    check_tokens(run, {"policy": policy, "teacher": model(teacher.model, "same", "twelve and three make fifteen")})
+    same = model(teacher.model, "same", "twelve and three make fifteen")
+    check_tokens(run, {"policy": policy, "teacher": same})
+    config = json.loads((same / "config.json").read_text())
+    (same / "config.json").write_text(json.dumps(config | {"final_logit_softcapping": 30.0}))
+    with pytest.raises(RecipeError, match=r"same: its config has final_logit_softcapping 30\.0"):
+        check_tokens(run, {"policy": policy, "teacher": same})
     with pytest.raises(TeacherError, match="another vocabulary than the policy's"):
         check_tokens(run, {"policy": policy, "teacher": model(teacher.model, "other", "nine less two leaves seven")})
 
