@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkd.cluster.hardware import Hardware, gpu_need, weights_transport
+from rlkd.cluster.hardware import Hardware, gpu_need, gpu_share, weights_transport
 from rlkd.launch import Launch
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
@@ -168,7 +168,7 @@ def _memory(recipe: Recipe, policy: Shape | None) -> list[str]:
         f"learner rank: {_gib(states + activations)} = {_gib(states)} weights, gradients and Adam "
         f"+ {_gib(activations)} activations of a full micro-batch",
         f"rollout engine: {_gib(weights)} weights + key-value cache ({per_token / 1024:.1f} KiB a token; "
-        f"{engine.kv_cache_gib} GiB on a CPU, on a GPU what {engine.gpu_memory_utilization:.0%} of it leaves)",
+        f"{engine.kv_cache_gib} GiB on a CPU, on a GPU what {gpu_share(recipe):.0%} of it leaves)",
     ]
     for name, spec in _local_teachers(recipe).items():
         teacher = model_shape(spec.model)

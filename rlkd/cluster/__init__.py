@@ -1,6 +1,14 @@
 """Processes: who runs where, and what is said when one does not."""
 
-from rlkd.cluster.hardware import Hardware, check_fit, slow_precisions, this_machine, usable_cpus, weights_transport
+from rlkd.cluster.hardware import (
+    Hardware,
+    check_fit,
+    gpu_share,
+    slow_precisions,
+    this_machine,
+    usable_cpus,
+    weights_transport,
+)
 from rlkd.cluster.ray_cluster import Cluster, Pending, Worker, gather
 
 __all__ = [
@@ -10,6 +18,7 @@ __all__ = [
     "Worker",
     "check_fit",
     "gather",
+    "gpu_share",
     "slow_precisions",
     "this_machine",
     "usable_cpus",

@@ -87,6 +87,16 @@ def gpu_need(recipe: Recipe) -> GpuNeed:
     )
 
 
+def gpu_share(recipe: Recipe, *, beside_learner: bool = True) -> float:
+    """``engine.gpu_memory_utilization`` with its default settled.
+
+    Args:
+        beside_learner: of a rollout engine, whose GPU a colocated learner shares; no teacher's does.
+    """
+    shared = beside_learner and recipe.cluster.placement == "colocated"  # the learner's weights and moments stay there
+    return recipe.engine.gpu_memory_utilization or (0.4 if shared else 0.85)
+
+
 def weights_transport(recipe: Recipe, hardware: Hardware) -> str:
     """``cluster.weights`` with ``auto`` settled: object_store, nccl, ipc or gloo."""
     chosen = recipe.cluster.weights
@@ -150,7 +160,8 @@ def _on_gpus(recipe: Recipe, hardware: Hardware) -> Iterator[str]:
             f"cluster: the workers need {need.total} GPUs and there are {hardware.gpus} ({need.describe(recipe)}); "
             + " or ".join(_remedies(need, hardware))
         )
-    if need.colocated and has_rl(recipe) and cluster.rollout_workers != (cluster.learner_workers or 1):
+    publishes = has_rl(recipe) or (recipe.eval.every and recipe.data.eval is not None)
+    if need.colocated and publishes and cluster.rollout_workers != (cluster.learner_workers or 1):
         yield (
             f"cluster.placement: 'colocated' pairs one rollout worker with one learner, cluster.rollout_workers: "
             f"{cluster.rollout_workers} with cluster.learner_workers: {cluster.learner_workers or 1}; make them equal"

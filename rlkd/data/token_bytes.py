@@ -28,7 +28,7 @@ def token_bytes(tokenizer: Any, *, where: str) -> TokenBytes:
             return b""
         text = str(tokenizer.convert_ids_to_tokens(token))
         if kind == "ByteLevel" and token not in added:  # added tokens are spelled as they are
-            return b"".join(_BYTES.get(symbol, symbol.encode("utf-8")) for symbol in text)
+            return b"".join(BYTES.get(symbol, symbol.encode("utf-8")) for symbol in text)
         return text.encode("utf-8")
 
     return of
@@ -42,7 +42,7 @@ def _bytes() -> dict[str, bytes]:
     return {chr(symbol): bytes([byte]) for symbol, byte in spelled}
 
 
-_BYTES = _bytes()
+BYTES = _bytes()  # by symbol of a byte-level vocabulary
 
 _SPACES = " \n\t\r"
 _BYTE_LEVEL_SPACES = "\u0120\u010a\u0109\u010d"  # how byte-level vocabularies write them

@@ -61,7 +61,10 @@ class LearnerWorker:
             self.learner = PairLearner(spec, Path(folder), stage=OfflineStage.model_validate(offline), **options)
 
     def train_step(self, updates: Sequence[Update], *, step: int, keep: int = 0) -> tuple[Counts, Kept]:
-        return self.learner.train_step(updates, step=step, keep=keep)
+        found = self.learner.train_step(updates, step=step, keep=keep)
+        if self.learner.recipe.cluster.placement == "colocated" and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what the step needed is the engine's to take when it wakes
+        return found
 
     def gradients(self, update: Update, *, step: int) -> dict[str, Any]:
         return self.learner.gradients(update, step=step)

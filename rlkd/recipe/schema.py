@@ -83,7 +83,10 @@ class EngineSpec(Section):
     dtype: Literal["float32", "bfloat16", "auto"] = Field(default="auto", description="auto: the learner's precision")
     tensor_parallel: Positive = 1
     max_concurrent: Positive = 256
-    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="share of a GPU that an engine takes; default: 0.85, or 0.4 beside a learner (colocated)",
+    )
     kv_cache_gib: Positive = Field(default=1, description="CPU engines only")
     enforce_eager: bool = False
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkd.data.token_bytes import BYTES
 from rlkd.errors import CheckpointError
 
 Row = dict[str, Any]
@@ -86,17 +87,9 @@ def readable_tokens(tokens: list[str]) -> list[str]:
     """
     if not any(mark in token for token in tokens for mark in ("Ġ", "Ċ")):
         return [token.replace("▁", " ") for token in tokens]
-    table = _byte_table()
     return [
-        bytes(table[char] for char in token).decode("utf-8", "backslashreplace")
-        if all(char in table for char in token)
+        b"".join(BYTES[char] for char in token).decode("utf-8", "backslashreplace")
+        if all(char in BYTES for char in token)
         else token
         for token in tokens
     ]
-
-
-def _byte_table() -> dict[str, int]:
-    """The letters by which byte-level BPE writes bytes: printable ones as themselves, the rest from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}

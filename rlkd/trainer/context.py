@@ -10,7 +10,7 @@ from typing import Any, Literal
 from reward.pool import VerifierPool
 from reward.verdict import Verdict
 from rlkd.checkpoint import Checkpoint
-from rlkd.cluster import Cluster, Worker, gather, weights_transport
+from rlkd.cluster import Cluster, Worker, gather, gpu_share, weights_transport
 from rlkd.data.prompt import PromptBuilder
 from rlkd.evaluate import ProblemScore, by_problem, summarise
 from rlkd.metrics import MetricsLog
@@ -73,7 +73,7 @@ class Run:
             max_concurrent=spec.max_concurrent,
             on_gpu=self.cluster.hardware.on_gpu,
             tensor_parallel=spec.tensor_parallel,
-            gpu_memory_utilization=spec.gpu_memory_utilization,
+            gpu_memory_utilization=gpu_share(self.recipe, beside_learner=not scores),
             kv_cache_gib=spec.kv_cache_gib,
             enforce_eager=spec.enforce_eager,
             colocated=self.recipe.cluster.placement == "colocated" and not scores,

@@ -124,7 +124,14 @@ class RlTrainer:
     def _start_workers(self) -> None:
         run, cluster = self.run, self.run.recipe.cluster
         updates = self.stage.steps * run.recipe.learner.updates_per_step
+        if cluster.placement == "colocated":  # the engine first: vLLM claims its share of what is free when it starts
+            run.start_rollouts(self.source)
+            run.turn("sleep")
         calls = self.learners.start(self.stage.name, self.source, total_updates=updates)
+        if cluster.placement == "colocated":
+            gather(calls, cluster.start_deadline_s)
+            run.turn("wake")
+            calls = []
         run.start_rollouts(self.source)
         if needs_teacher(run.recipe):
             self.teacher = TeacherPanel.of(run, self.teacher_folders)

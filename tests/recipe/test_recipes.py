@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,7 +133,6 @@ def test_an_opsd_recipe_reads_the_last_box_of_a_solution(version: str) -> None:
         solution = f"First \\boxed{{3}},\nthen $\\boxed{{{boxed}}}$, as {{was}} asked.\n"
         assert answer(solution) == last_boxed(solution) == boxed
     assert answer("no box") is None
-    begun = time.monotonic()
-    for part in ("x", "{", "{x}", r"\boxed{", r"\boxed{x ", r"\boxed{{a}{b{c}}"):  # none is ever closed
+    # none is ever closed: a pattern that goes back over its steps would not come to an end
+    for part in ("x", "{", "{x}", r"\boxed{", r"\boxed{x ", r"\boxed{{a}{b{c}}"):
         assert answer("\\boxed{" + part * (20_000 // len(part))) is None
-    assert time.monotonic() - begun < 5

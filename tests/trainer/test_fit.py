@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlkd import train
-from rlkd.cluster import Hardware, check_fit, weights_transport
+from rlkd.cluster import Hardware, check_fit, gpu_share, weights_transport
 from rlkd.cluster.hardware import gpu_need
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe, load_recipe
@@ -58,6 +58,24 @@ def test_too_few_gpus_name_every_key_that_counts() -> None:
     ):
         assert part in str(caught.value)
     assert "counted once" in gpu_need(recipe(*PAIRS)).describe(recipe(*PAIRS))
+
+
+def test_what_is_said_to_help_does() -> None:
+    """KDRL on one GPU: its teacher needs one beside the pair; on two, the pair shares one."""
+    with pytest.raises(RecipeError) as caught:
+        check_fit(recipe(), Hardware(8, 1))
+    assert "colocated" not in str(caught.value)
+    assert "let a server hold the teacher" in str(caught.value)
+    with pytest.raises(RecipeError, match=r"write cluster\.placement: colocated"):
+        check_fit(recipe(), Hardware(8, 2))
+    check_fit(recipe("cluster.placement=colocated"), Hardware(8, 2))
+
+
+def test_an_engine_beside_a_learner_takes_less_of_the_gpu() -> None:
+    assert gpu_share(recipe()) == 0.85
+    assert gpu_share(recipe(*PAIRS)) == 0.4
+    assert gpu_share(recipe(*PAIRS), beside_learner=False) == 0.85
+    assert gpu_share(recipe(*PAIRS, "engine.gpu_memory_utilization=0.6")) == 0.6
 
 
 @pytest.mark.parametrize(
