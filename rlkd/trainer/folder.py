@@ -99,11 +99,8 @@ class RunFolder:
             starts = before["starts"]
             for kind, what in (("models", " model"), ("data", "")):
                 for name, now in identity[kind].items():
-                    if (then := before[kind].get(name, now)) != now:
-                        raise CheckpointError(
-                            f"{self.path} was started with another {name}{what} ({then}, now {now}); restore it, or "
-                            "write --out OTHER"
-                        )
+                    self._check_same(before[kind].get(name, now), now, name + what)
+            identity["data"] = {**before["data"], **identity["data"]}
         begun = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         starts.append({"at": begun, "command": sys.argv, "hardware": hardware.describe()})
         content = {
@@ -118,6 +115,19 @@ class RunFolder:
             "starts": starts,
         }
         write_json(target, content)
+
+    def check_rows(self, name: str, examples: Iterable[Example]) -> None:
+        """Rows that a stage loads when it begins, by the recipe's key. Raises: CheckpointError when they changed."""
+        target = self.path / "manifest.json"
+        content, now = read_json(target), rows_fingerprint(examples)
+        self._check_same(content["data"].setdefault(name, now), now, name)
+        write_json(target, content)
+
+    def _check_same(self, then: str, now: str, name: str) -> None:
+        if then != now:
+            raise CheckpointError(
+                f"{self.path} was started with another {name} ({then}, now {now}); restore it, or write --out OTHER"
+            )
 
     def stage(self, index: int, name: str) -> Path:
         """A stage's own folder."""

@@ -70,7 +70,9 @@ def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[
         prompts = run.train_prompts
     else:
         held_out = [prompt.example for prompt in run.eval_prompts]
-        loaded = load_held_in(stage.data, held_out, where=f"stages.{stage.name}.data", root=root)
+        where = f"stages.{stage.name}.data"
+        loaded = load_held_in(stage.data, held_out, where=where, root=root)
+        run.folder.check_rows(where, loaded.examples)
         prompts = [run.builder.prompt(example) for example in loaded.examples]
     if all(prompt.example.solution is None for prompt in prompts):
         raise RecipeError(

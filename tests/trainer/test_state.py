@@ -195,6 +195,20 @@ def test_other_rows_are_refused_on_resume(tmp_path: Path, recipe: Recipe) -> Non
         folder.write_manifest(recipe, Hardware(cpus=2, gpus=0), {}, {"data.train": rows_fingerprint(rows[::-1])})
 
 
+def test_other_rows_of_a_stage_are_refused_on_resume(tmp_path: Path, recipe: Recipe) -> None:
+    """A stage loads its own rows when it begins; every start in between writes the manifest again."""
+    from rlkd.cluster import Hardware
+
+    folder = RunFolder.open(tmp_path / "run", recipe, resume=False)
+    rows = [group(name, [1]).prompt.example for name in "ab"]
+    for again in (rows, list(rows)):
+        folder.write_manifest(recipe, Hardware(cpus=2, gpus=0), {}, {"data.train": "t"})
+        folder.check_rows("stages.sft.data", again)
+    folder.write_manifest(recipe, Hardware(cpus=2, gpus=0), {}, {"data.train": "t"})
+    with pytest.raises(CheckpointError, match=r"another stages\.sft\.data "):
+        folder.check_rows("stages.sft.data", rows[:1])
+
+
 def test_fingerprints_see_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"a" * 100)
