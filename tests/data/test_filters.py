@@ -11,7 +11,7 @@ from rlkd.data.cards import load_card
 from rlkd.data.curate import build_step
 from rlkd.data.curate.filters import question_faults
 from rlkd.data.rows import Row, good_rows
-from rlkd.data.text import answer_kind, masked_words, ngrams, sentences, words
+from rlkd.data.text import answer_kind, figures, masked_words, ngrams, normal_form, sentences, words
 
 
 def reasons(spec: Mapping[str, object], texts: Sequence[str], **parts: object) -> list[str | None]:
@@ -38,6 +38,13 @@ def reasons(spec: Mapping[str, object], texts: Sequence[str], **parts: object) -
 )
 def test_structure(text: str, fault: str | None) -> None:
     assert reasons({"step": "structure_filter"}, [text]) == [fault]
+
+
+def test_a_trace_that_ran_into_its_limit_is_cut_off_however_it_looks() -> None:
+    traces = [{"text": "so 3", "finished": finished} for finished in (True, False)] + [{"text": "so 3"}]
+    row: Row = {"row": 1, "question": "q", "traces": traces}
+    (decision,) = build_step({"step": "structure_filter"}).decide([row])
+    assert [(gone.trace, gone.reason) for gone in decision.removals] == [(1, "cut off by the token limit")]
 
 
 def test_structure_options() -> None:
@@ -120,6 +127,14 @@ def test_answer_kinds(kind: str, gold: str) -> None:
         ("What is 2 + 2?", "4", []),
         ("Which of these holds? A. one B. two C. three", "C", []),
         ("Which of these holds?", "C", ["letter without options"]),
+        ("Which?\n$\\textbf{(A)}\\ 1 \\qquad \\textbf{(B)}\\ 2$", "B", []),
+        ("Which? \\mathrm{(A)}\\ 1 \\quad \\mathrm{(B)}\\ 2", "B", []),
+        ("Which? (A)1 (B)2", "B", []),
+        ("Which? **A.** 1 **B.** 2", "B", []),
+        ("Which?\nA\u3001\u4e00 B\u3001\u4e8c", "B", []),
+        ("Which? F. 1 G. 2", "G", []),
+        ("If P(A) and P(B) are equal, which is an event?", "C", ["letter without options"]),
+        ("Is it (A) at all? Say (A).", "C", ["letter without options"]),
         ("Prove that 2 + 2 = 4.", "4", ["proof question"]),
         ("Show that f is finite, and determine its mean.", "4", []),
         ("Find x in the figure below.", "4", ["figure needed"]),
@@ -145,13 +160,33 @@ def test_real_questions_are_not_called_broken(data_dir: Path) -> None:
 
 
 def test_sentences_cover_the_text_in_order(data_dir: Path) -> None:
-    assert [("A 3.5 b. C?\nD")[b:e] for b, e in sentences("A 3.5 b. C?\nD")] == ["A 3.5 b. ", "C?\n", "D"]
+    assert [("A 3.5 b. C?\nD")[b:e] for b, e in sentences("A 3.5 b. C?\nD")] == ["A 3.5 b.", " C?\n", "D"]
+    assert [("A.\n\n  B.  C")[b:e] for b, e in sentences("A.\n\n  B.  C")] == ["A.\n\n ", " B. ", " C"]
     for row in list(good_rows(data_dir / "math500.jsonl"))[:200]:
         text = row["solution"]
         spans = sentences(text)
         assert "".join(text[begin:end] for begin, end in spans) == text
         assert all(end > begin for begin, end in spans)
     assert sentences("") == []
+
+
+def test_words_of_other_scripts() -> None:
+    """Vowel signs belong to their letter; where no spaces part words, every character counts."""
+    assert words("\u0915\u093f \u0915\u0941, cafe\u0301") == ["\u0915\u093f", "\u0915\u0941", "caf\u00e9"]
+    assert words("\u5c0f\u660e\u67095\u4e2a\u3002") == ["\u5c0f", "\u660e", "\u6709", "5", "\u4e2a"]
+    assert words("\u0e21\u0e35\u0e14\u0e35") == ["\u0e21\u0e35", "\u0e14\u0e35"]
+    assert masked_words("\u4e8c\u5341\u4e94\u4e2a x") == ["0", "\u4e2a", "x"]
+
+
+def test_raised_and_lowered_digits_stay_apart() -> None:
+    assert normal_form("10\u00b2 + x\u2081 \u2212 2\u00bd") == "10^2 + x_1 - 2 1\u20442"
+    assert words("10\u00b2") == ["10", "2"] and normal_form("x\u207b\u00b9") == "x^-1"
+
+
+def test_figures_are_numbers_and_operators_in_order() -> None:
+    assert figures("Solve $x^2 - 3x + 2 \\le 0$") == ["^", "2", "-", "3", "+", "2", "\\le", "0"]
+    assert figures("Two well-known **facts** and/or w3f! \\(x!\\)") == ["two", "!"]
+    assert figures("(a-b)*1,200") == ["(", "-", ")", "*", "1,200"] and figures("\u67095\u4e2a") == ["5"]
 
 
 def test_words_and_masks() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
@@ -10,7 +11,7 @@ from pydantic import Field, PrivateAttr
 from rlkd.data.curate.step import STEPS, Decision, Step, check_fields
 from rlkd.data.fields import lookup, text_of
 from rlkd.data.rows import Row
-from rlkd.data.text import ngrams, text_key, words
+from rlkd.data.text import figures, ngrams, text_key, words
 from rlkd.errors import MissingExtraError
 
 
@@ -25,8 +26,10 @@ class ExactDedup(Step):
     field: str = "question"
     _seen: dict[bytes, Any] = PrivateAttr(default_factory=dict)
 
+    def survey(self, rows: Callable[[], Iterator[Row]], folder: Path) -> None:  # noqa: ARG002
+        check_fields(self, rows(), self.field)
+
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
-        check_fields(self, rows, self.field)
         return [self._decide(row) for row in rows]
 
     def _decide(self, row: Row) -> Decision:
@@ -53,8 +56,8 @@ class NearDedup(Step):
     """Drop a row whose word n-grams overlap with those of an earlier row: estimated Jaccard >= threshold.
 
     MinHash with ``permutations`` slots estimates a Jaccard index J with a standard error of at most
-    sqrt(J (1 - J) / permutations): 0.025 at J = 0.8 and 256. Numbers count as words, so two instances of one
-    template are told apart by them.
+    sqrt(J (1 - J) / permutations): 0.025 at J = 0.8 and 256. Rows whose numbers or operators differ, or stand in
+    another order, are other problems however alike their words are, and stay: two instances of one template.
     """
 
     kind: ClassVar[str] = "near_dedup"
@@ -65,8 +68,10 @@ class NearDedup(Step):
     seed: int = 42
     _index: Any = PrivateAttr(default=None)
 
+    def survey(self, rows: Callable[[], Iterator[Row]], folder: Path) -> None:  # noqa: ARG002
+        check_fields(self, rows(), self.field)
+
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
-        check_fields(self, rows, self.field)
         return [self._decide(row, sketch) for row, sketch in zip(rows, self._sketches(rows), strict=True)]
 
     def remember(self, kept: Sequence[Row]) -> None:
@@ -88,8 +93,13 @@ class NearDedup(Step):
         return Decision(row)
 
     def _sketches(self, rows: Sequence[Row]) -> list[Any]:
-        shingles = [ngrams(words(text_of(lookup(row, self.field, default=""))), self.ngram) or [""] for row in rows]
+        shingles = [self._shingles(text_of(lookup(row, self.field, default=""))) for row in rows]
         return list(_rensa().RMinHash.from_token_sets(shingles, num_perm=self.permutations, seed=self.seed))
+
+    def _shingles(self, text: str) -> list[str]:
+        """Word n-grams, each with a hash of the text's figures: texts with other figures have none in common."""
+        key = text_key(" ".join(figures(text))).hex()
+        return [f"{gram} {key}" for gram in ngrams(words(text), self.ngram) or [""]]
 
     def _store(self) -> Any:
         if self._index is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, SkipValidation, model_validator
@@ -13,6 +14,7 @@ from rlkd.data.curate.step import STEPS, Decision, Removal, Step, TraceStep
 from rlkd.data.fields import text_of
 from rlkd.data.rows import Row
 from rlkd.data.text import answer_kind, words
+from rlkd.errors import DataCardError
 
 TokenCounter = Callable[[str], int]
 
@@ -27,6 +29,8 @@ _ASKS = re.compile(
     r"\?|\b(?:find|determine|compute|calculate|evaluate|what|how (?:many|much)|solve|simplify)\b", re.IGNORECASE
 )
 _PROSE_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
+# A. (A) \textbf{(A)}\ 1 **A.** A\u3001 but not f(A)
+_OPTION = re.compile(r"(?<![^\W\d_])(?<![^\W\d_]\()([A-J])[).:}\u3001]")
 _MOJIBAKE = re.compile(r"â€[\x80-\xbf™œž˜“”]|Ã[\x80-\xbf©¨¤¶¼]|\ufffd")
 
 
@@ -51,7 +55,8 @@ def question_faults(row: Row) -> list[str]:
 
 
 def _lists_options(row: Row) -> bool:
-    return bool(row.get("options")) or bool(re.search(r"(?m)(?:^|\s)\(?[A-E][).:]\s", str(row.get("question"))))
+    """Whether there is a field of options, or two letters are marked as such in the question."""
+    return bool(row.get("options")) or len(set(_OPTION.findall(str(row.get("question"))))) > 1
 
 
 @STEPS.register("question_filter")
@@ -133,8 +138,9 @@ class NgramFilter(TraceStep):
 
 @STEPS.register("structure_filter")
 class StructureFilter(TraceStep):
-    """Drop traces that are empty, cut off inside their reasoning, or lack the think or the answer part.
+    """Drop traces that are empty, cut off, not closed in their reasoning, or lack the think or the answer part.
 
+    Cut off is a sampled trace that ran into its limit of tokens (``finished`` is false).
     ``think="any"`` accepts traces without tags; a tag that is opened must still be closed once, with text after it.
     """
 
@@ -143,7 +149,7 @@ class StructureFilter(TraceStep):
     ends_with: tuple[str, ...] = Field(default=(), description="a complete trace contains one of these, e.g. \\boxed{")
 
     def judge(self, trace: Row) -> Removal | None:
-        fault = self._fault(trace.get("text"))
+        fault = "cut off by the token limit" if trace.get("finished") is False else self._fault(trace.get("text"))
         return Removal(fault, {}) if fault else None
 
     def _fault(self, text: Any) -> str | None:
@@ -186,6 +192,19 @@ class PassRateFilter(Step):
         if self.low > self.high:
             raise ValueError(f"low={self.low} is above high={self.high}")
         return self
+
+    def survey(self, rows: Callable[[], Iterator[Row]], folder: Path) -> None:  # noqa: ARG002
+        """Raises: DataCardError when no row has a rate: then the rates are those of other rows."""
+        first = None
+        for row in rows():
+            if self.pass_rate([row])[0] is not None:
+                return
+            first = first or row
+        if first is not None:
+            raise DataCardError(
+                f"step '{self.kind}': no row has a pass rate; ids look like {first['id']!r} here: were the rates "
+                "measured on other rows?"
+            )
 
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
         return [self._judge(row, rate) for row, rate in zip(rows, self.pass_rate(rows), strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +42,7 @@ class Step(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     kind: ClassVar[str] = ""
+    rows_at_once: ClassVar[int | None] = None  # decided rows are kept in such slices of a part; None: by whole parts
     made_of: dict[str, Any] = Field(default_factory=dict, exclude=True, description="its models and functions, by name")
 
     def survey(self, rows: Callable[[], Iterator[Row]], folder: Path) -> dict[str, Any] | None:
@@ -68,6 +69,8 @@ class Step(BaseModel):
         """The settings as plain data; models and functions that a step was given by their names."""
         return self.model_dump(mode="json") | ({"made_of": self.made_of} if self.made_of else {})
 
+
+MODEL_ROWS = 64  # of a step that asks a model or a verifier: what is lost when that one dies, and no more
 
 STEPS: Registry[type[Step]] = Registry("curation step")
 
@@ -110,15 +113,20 @@ def validation_lines(error: ValidationError, kind: type[BaseModel]) -> list[str]
     return lines
 
 
-def check_fields(step: Step, rows: Sequence[Row], *names: str) -> None:
-    """A field that no row of a part has is a slip. Raises: DataCardError with the nearest one."""
-    known = {str(key): None for row in rows for key in row}
-    for name in names:
-        if rows and all(lookup(row, name, default=None) is None for row in rows):
-            raise DataCardError(
-                f"step '{step.kind}': none of {len(rows)} rows has the field '{name}'"
-                f"{did_you_mean(name, known)}; they have {', '.join(known)}"
-            )
+def check_fields(step: Step, rows: Iterable[Row], *names: str) -> None:
+    """A field that no row has is a slip. Reads until each was found. Raises: DataCardError with the nearest one."""
+    missing, known, count = list(names), dict[str, None](), 0
+    for row in rows:
+        missing = [name for name in missing if lookup(row, name, default=None) is None]
+        if not missing:
+            return
+        known |= dict.fromkeys(map(str, row))
+        count += 1
+    if missing and count:
+        raise DataCardError(
+            f"step '{step.kind}': none of {count} rows has the field '{missing[0]}'"
+            f"{did_you_mean(missing[0], known)}; they have {', '.join(known)}"
+        )
 
 
 class TraceStep(Step):

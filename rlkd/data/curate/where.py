@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SkipValidation, model_validator
 
 from reward.verdict import Verdict
-from rlkd.data.curate.step import STEPS, Decision, Removal, Step, check_fields, keep_traces, traces_of
+from rlkd.data.curate.step import MODEL_ROWS, STEPS, Decision, Removal, Step, check_fields, keep_traces, traces_of
 from rlkd.data.fields import as_claim, lookup
 from rlkd.data.rows import Row
 
@@ -27,8 +28,10 @@ class WhereFilter(Step):
     keep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     drop: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
 
+    def survey(self, rows: Callable[[], Iterator[Row]], folder: Path) -> None:  # noqa: ARG002
+        check_fields(self, rows(), *self.keep, *self.drop)
+
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
-        check_fields(self, rows, *self.keep, *self.drop)
         return [self._decide(row) for row in rows]
 
     def _decide(self, row: Row) -> Decision:
@@ -51,6 +54,7 @@ class LabelTraces(Step):
     """
 
     kind: ClassVar[str] = "label_traces"
+    rows_at_once: ClassVar[int | None] = MODEL_ROWS
     label: Label = "verifier"
     keep: Literal["all", "right"] = "all"
     verify_batch: SkipValidation[VerifyBatch | None] = Field(default=None, exclude=True)
