@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from rlkd.data.cards import Reading
+from rlkd.data.cards import DataCard, Reading, cards_folder
 from rlkd.data.curate import Step, build_step, curate, curated_rows
 from rlkd.data.curate import run as run_module
 from rlkd.data.curate.parts import build_steps
 from rlkd.data.curate.report import StepReport
-from rlkd.data.curate.spec import CurationSpec
+from rlkd.data.curate.spec import CurationSpec, run_spec
 from rlkd.data.rows import BadRow, Row, good_rows, read_rows, write_rows
 from rlkd.errors import DataCardError
 
@@ -111,6 +112,21 @@ def test_a_field_that_no_row_has_is_a_slip_and_leaves_room_for_the_right_one(
     assert numbers(tmp_path / "out") == ([1, 2, 3] if step["step"] == "where_filter" else [1, 2])
 
 
+@pytest.mark.parametrize("rich", [0, 4])
+def test_a_part_without_the_field_or_without_rates_is_no_slip(rich: int, tmp_path: Path) -> None:
+    """Sorted shards: two rows of six have a topic and a rate, in the first or in the last part."""
+    rows = [good(at, **({"topic": "sum"} if at in (rich, rich + 1) else {})) for at in range(6)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    rates: list[Row] = [{"id": f"r{at}", "question": f"question {at}", "pass_rate": 0.1} for at in (rich, rich + 1)]
+    steps = [
+        rated(tmp_path, rates),
+        build_step({"step": "where_filter", "drop": {"topic": ["none"]}}),
+        build_step({"step": "exact_dedup", "field": "topic"}),
+    ]
+    curate(tmp_path / "rows.jsonl", steps, tmp_path / "out", part_rows=2)
+    assert numbers(tmp_path / "out") == [at + 1 for at in range(6) if at != rich + 1]
+
+
 def test_shards_are_one_source(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
@@ -185,6 +201,50 @@ def test_the_result_is_flat_for_a_recipe(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_trace_says_is_never_taken_for_the_rows_own(tmp_path: Path) -> None:
+    trace = {"text": "it is 6", "answer": "6", "id": "t", "question": "no", "row": 9, "solution": "s", "model": "m"}
+    rows = [good(1, traces=[trace], options={"A": "5", "B": "6"}, row="mine")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    curate(tmp_path / "rows.jsonl", [], tmp_path / "out")
+    (line,) = good_rows(tmp_path / "out" / "train.jsonl")
+    own = {"id": "r1", "question": "question 1", "answer": "1", "row": 1, "solution": "it is 6", "source_row": "mine"}
+    said = {f"trace_{key}": trace[key] for key in ("answer", "id", "question", "row", "solution")}
+    assert line == {**own, "options": {"A": "5", "B": "6"}, "model": "m", **said}
+
+
+def test_rows_of_another_origin_are_another_source(tmp_path: Path) -> None:
+    """A hub card whose revision is pinned, after a run on another one."""
+    for revision in ("one", "one"):
+        curate(iter([good(1)]), [], tmp_path / "out", rows_from=["card", "hub", None, revision])
+    with pytest.raises(DataCardError, match="another source"):
+        curate(iter([good(2)]), [], tmp_path / "out", rows_from=["card", "hub", None, "two"])
+
+
+def test_a_hub_card_says_which_revision_its_rows_are_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        DataCard, "_hub_rows", lambda *_: iter([(1, {"input": "q", "target": 1, "type": "t", "idx": 1})])
+    )
+    card = yaml.safe_load((cards_folder() / "mawps.yaml").read_text("utf-8"))
+    monkeypatch.setenv("RLKD_CARDS_DIR", str(tmp_path))
+    spec = CurationSpec(card="mawps", steps=[])
+    for revision in ("one", "one", "two"):
+        card["source"] |= {"file": None, "hub": "some/set", "revision": revision}
+        (tmp_path / "mawps.yaml").write_text(yaml.safe_dump(card))
+        if revision == "one":
+            run_spec(spec, tmp_path / "out")
+    with pytest.raises(DataCardError, match="another source"):
+        run_spec(spec, tmp_path / "out")
+
+
+@pytest.mark.parametrize("lines", ["", "\n\n"])
+def test_a_source_without_rows_is_named(lines: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(lines)
+    with pytest.raises(DataCardError, match=r"rows\.jsonl holds no row"):
+        curate(tmp_path / "rows.jsonl", [], tmp_path / "out")
+    write_rows(tmp_path / "rows.jsonl", [good(1)])
+    curate(tmp_path / "rows.jsonl", [], tmp_path / "out")  # the same folder: nothing was done
+
+
 def rated(tmp_path: Path, rates: list[Row]) -> Step:
     write_rows(tmp_path / "rates.jsonl", rates)
     steps: list[dict[str, Any]] = [{"step": "pass_rate_filter", "high": 0.5}]
@@ -201,8 +261,8 @@ def test_pass_rates_of_other_rows_are_refused(tmp_path: Path) -> None:
     assert [decision.row is not None for decision in rated(tmp_path, rates).decide(rows)] == [False, True]
     with pytest.raises(DataCardError, match="another question under id '1' than row 1"):
         rated(tmp_path, [{**rates[0], "question": "q2"}, rates[1]]).decide(rows)
-    with pytest.raises(DataCardError, match="knows none of these 2 rows; ids look like '1' here, 'set-1' there"):
-        rated(tmp_path, [{**rates[0], "id": "set-1"}]).decide(rows)
+    with pytest.raises(DataCardError, match="no row has a pass rate; ids look like '1' here"):
+        rated(tmp_path, [{**rates[0], "id": "set-1"}]).survey(lambda: iter(rows), tmp_path)
     with pytest.raises(DataCardError, match="the id '1' twice"):
         rated(tmp_path, [rates[0], {**rates[0], "pass_rate": 0.2}])
 

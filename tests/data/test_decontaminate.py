@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from rlkd.data.cards import load_card
-from rlkd.data.curate import build_step
+from rlkd.data.cards import cards_folder, load_card
+from rlkd.data.curate import Step, build_step, curate
 from rlkd.data.curate.decontaminate import EvalIndex, EvalQuestion, load_eval_questions
-from rlkd.data.rows import Row, good_rows
+from rlkd.data.curate.parts import build_steps
+from rlkd.data.curate.spec import CurationSpec
+from rlkd.data.rows import Row, good_rows, write_rows
+from rlkd.errors import DataCardError
 
 SETS = ("gsm8k-test", "math500", "aime24", "amc23", "minerva-math", "olympiadbench")
 PARAPHRASES = Path(__file__).with_name("paraphrases.jsonl")
@@ -111,6 +115,51 @@ def test_a_short_question_is_found_whole_but_not_in_parts() -> None:
     (found,) = index.matches(["Hi! Compute the sum: 17 + 25, please"])
     assert found is not None and found.rule == "ngram"
     assert index.matches(["Compute the sum 17 + 26.", "Compute the sum", "the sum 17 + 25"]) == [None] * 3
+
+
+def test_a_question_of_few_words_is_no_match_inside_a_longer_one() -> None:
+    index = EvalIndex([EvalQuestion("e", "1", "Treatment of choice is"), EvalQuestion("e", "2", "Steroids:")])
+    long = "A patient with a fracture is in pain and had steroids before. What treatment of choice is given?"
+    assert index.matches([long]) == [None]
+    assert None not in index.matches(["So: treatment of choice is?", "Steroids"])
+
+
+def test_a_chinese_copy_with_other_numbers_is_found() -> None:
+    known = "小明有五个苹果,他给了小红两个苹果,又买了三个梨。请问小明现在一共有多少个水果?"
+    other = "小明有十六个苹果,他给了小红7个苹果,又买了四个梨。请问小明现在一共有多少个水果?"
+    index = EvalIndex([EvalQuestion("e", "1", known)])
+    (found,) = index.matches([other])
+    assert found is not None
+    assert index.matches(["小红有一个苹果。请问小红现在一共有多少个苹果?"]) == [None]
+
+
+def test_other_evaluation_rows_are_another_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decisions against other rows, or read otherwise, must not be used again; a missing file is named first."""
+    card = yaml.safe_load((cards_folder() / "svamp.yaml").read_text("utf-8"))
+    (tmp_path / "svamp.yaml").write_text(yaml.safe_dump(card))
+    monkeypatch.setenv("RLKD_CARDS_DIR", str(tmp_path))
+    row: Row = {"Body": "Tom owns seven red marbles.", "Question": "How many has he?", "Answer": 3.0}
+    row |= {"ID": "1", "Type": "", "Equation": "", "idx": 0}
+    source = tmp_path / "rows.jsonl"
+    write_rows(source, [{"question": "Tom owns seven red marbles. How many has he?", "answer": "3"}, {"question": "x"}])
+
+    def step() -> Step:
+        spec = CurationSpec(source="x", data_dir=str(tmp_path), steps=[{"step": "decontaminate", "sets": ["svamp"]}])
+        return build_steps(spec, tmp_path)[0]
+
+    with pytest.raises(DataCardError, match=r"steps\.0: card 'svamp': no file"):
+        step()
+    write_rows(tmp_path / "svamp.jsonl", [{**row, "Body": "Another story of four fishermen at sea."}])
+    before = step().settings()
+    curate(source, [step()], tmp_path / "out")
+    assert step().settings() == before
+    write_rows(tmp_path / "svamp.jsonl", [row])
+    with pytest.raises(DataCardError, match="other settings"):
+        curate(source, [step()], tmp_path / "out")
+    now = step().settings()
+    card["reading"]["question"] += " "
+    (tmp_path / "svamp.yaml").write_text(yaml.safe_dump(card))
+    assert step().settings() != now
 
 
 def test_paraphrases_are_found_by_meaning(data_dir: Path, embedder: Any, training: list[str]) -> None:

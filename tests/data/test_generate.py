@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from rlkd.data.curate import build_step, curate, curated_rows
-from rlkd.data.curate.generate import ServedSampler
+from rlkd.data.curate.generate import Completion, ServedSampler
+from rlkd.data.curate.parts import _sampler
+from rlkd.data.curate.spec import Server
 from rlkd.data.rows import Row
-from rlkd.errors import TeacherError
+from rlkd.errors import DataCardError, TeacherError
 
 Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 
@@ -90,6 +92,62 @@ def test_a_busy_server_is_asked_again_and_a_broken_one_is_an_error() -> None:
         gone = url
     with pytest.raises(TeacherError, match="failed"):
         ServedSampler(gone, "m", retries=0)(["a"], max_tokens=[5], temperature=1.0, seed=0)
+
+
+def test_a_rendered_prompt_gets_no_second_start_token() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        seen.append(body)
+        return 200, completion("ok")
+
+    with server(reply) as url:
+        for tokenizer in ("some/tokenizer", None):
+            _sampler(Server(base_url=url, model="m", tokenizer=tokenizer))(
+                ["a"], max_tokens=[5], temperature=1.0, seed=0
+            )
+    assert [body.get("add_special_tokens") for body in seen] == [False, None]
+
+
+@pytest.mark.parametrize("dies_at", [10, 200])
+def test_a_teacher_that_dies_in_a_part_costs_one_slice_of_it(dies_at: int, tmp_path: Path) -> None:
+    """As without the death, byte for byte; and what was begun with other settings is not gone on with."""
+
+    class Teacher:
+        asked = 0
+        dies_at = 0
+
+        def __call__(self, prompts: Sequence[str], *, temperature: float, seed: int, **_: Any) -> list[Completion]:
+            made = []
+            for at, prompt in enumerate(prompts):
+                self.asked += 1
+                if self.asked == self.dies_at:
+                    raise TeacherError("gone")
+                made.append(Completion(f"{prompt} {seed + at} {temperature}", 3, finished=True))
+            return made
+
+    rows: list[Row] = [{"question": f"q{at}", "answer": "1"} for at in range(250)]
+
+    def run(teacher: Teacher, out: str, **more: Any) -> None:
+        spec = {"step": "generate_traces", "model": "m", "max_tokens": 9, **more}
+        curate(rows, [build_step(spec, sampler=teacher)], tmp_path / out)
+
+    def files(out: str) -> dict[str, bytes]:
+        paths = (tmp_path / out / "01-generate_traces").iterdir()
+        return {path.name: path.read_bytes() for path in paths if path.name != "report.json"}
+
+    whole, mortal = Teacher(), Teacher()
+    run(whole, "whole")
+    mortal.dies_at = dies_at
+    with pytest.raises(TeacherError, match="gone"):
+        run(mortal, "out")
+    if dies_at > 64:
+        with pytest.raises(DataCardError, match="other settings"):
+            run(Teacher(), "out", temperature=0.9)
+    mortal.asked = mortal.dies_at = 0
+    run(mortal, "out")
+    assert mortal.asked == 250 - 64 * (dies_at // 64)
+    assert files("out") == files("whole")
 
 
 def test_a_teacher_that_dies_midway_costs_only_the_unfinished_part(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr, SkipValidation, field_validator
+from pydantic import Field, PrivateAttr, SkipValidation, field_validator, model_validator
 
 from rlkd.data.curate.embed import Embedder
+from rlkd.data.curate.run import card_identity
 from rlkd.data.curate.step import STEPS, Decision, Step
 from rlkd.data.rows import Row
 from rlkd.data.text import NUMBER, masked_words, ngrams, text_key, words
@@ -47,7 +48,10 @@ class Match:
 
 
 class NgramIndex:
-    """Covered share of each evaluation question: n-grams found in a text, over all that count."""
+    """Covered share of each evaluation question: n-grams found in a text, over all that count.
+
+    A question of at most ``n`` words is one gram, and counts only where it is at least half of the text.
+    """
 
     def __init__(self, texts: Sequence[list[str]], n: int, max_shared: int, *, masked: bool = False) -> None:
         self.n = n
@@ -63,6 +67,7 @@ class NgramIndex:
                 if not masked or _says_something(gram):  # a formula without its numbers counts, but never as covered
                     self._owners[gram].append(owner)
         # questions shorter than n are one gram of their own length: looked for where their first word stands
+        self._lengths = [len(text) for text in texts]
         self._short: dict[str, set[int]] = defaultdict(set)
         for text in texts:
             if 0 < len(text) < n:
@@ -73,7 +78,9 @@ class NgramIndex:
         hits: dict[int, list[str]] = defaultdict(list)
         for gram in dict.fromkeys(self._grams(text)):
             for owner in self._owners.get(gram, ()):
-                hits[owner].append(gram)
+                # a question of one gram is ordinary wording inside a longer one
+                if self._lengths[owner] > self.n or 2 * self._lengths[owner] >= len(text):
+                    hits[owner].append(gram)
         if not hits:
             return None
         owner = max(hits, key=lambda each: (len(hits[each]) / self._totals[each], -each))
@@ -183,8 +190,24 @@ class Decontaminate(Step):
             load_card(name)
         return names
 
+    @model_validator(mode="after")
+    def _files_are_there(self) -> Decontaminate:
+        self._eval_rows()
+        return self
+
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "embedding": self.embedder is not None, "judge": self.judge is not None}
+        found = {"embedding": self.embedder is not None, "judge": self.judge is not None}
+        return {**super().settings(), **found, "eval_rows": self._eval_rows()}
+
+    def _eval_rows(self) -> dict[str, Any]:
+        """The evaluation questions by what they are read from, and how: with others, no decision holds."""
+        from rlkd.data.cards import load_card
+
+        cards = {name: load_card(name) for name in self.sets}
+        return {
+            name: [card_identity(card, self.data_dir), text_key(card.reading.model_dump_json()).hex()]
+            for name, card in cards.items()
+        }
 
     def decide(self, rows: Sequence[Row]) -> list[Decision]:
         if self._index is None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from pydantic import Field, SkipValidation
 
 from rlkd.data.curate.perplexity import RenderPrompt, question_prompt
-from rlkd.data.curate.step import STEPS, Decision, Removal, Step, TraceStep
+from rlkd.data.curate.step import MODEL_ROWS, STEPS, Decision, Removal, Step, TraceStep
 from rlkd.data.rows import Row
 from rlkd.data.text import text_key
 from rlkd.errors import MissingExtraError, TeacherError
@@ -39,6 +39,7 @@ class ServedSampler:
     """Samples from an OpenAI-compatible completions server (``vllm serve``), several requests at a time.
 
     The key is read from the environment variable ``key_variable``; it never stands in a recipe or a report.
+    ``rendered``: prompts come from a chat template, which wrote every special token; the server must add none.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ServedSampler:
         timeout_s: float = 600.0,
         retries: int = 5,
         stop: Sequence[str] = (),
+        rendered: bool = False,
     ) -> None:
         try:
             from openai import OpenAI
@@ -59,6 +61,7 @@ class ServedSampler:
         key = os.environ.get(key_variable, "none")  # a local server asks for none, the client insists on one
         self._client = OpenAI(base_url=base_url, api_key=key, timeout=timeout_s, max_retries=retries)
         self.model, self.concurrency, self.stop = model, concurrency, list(stop)
+        self._extra = {"add_special_tokens": False} if rendered else None
 
     def __call__(
         self, prompts: Sequence[str], *, max_tokens: Sequence[int], temperature: float, seed: int
@@ -78,6 +81,7 @@ class ServedSampler:
                 temperature=temperature,
                 seed=seed,
                 stop=self.stop or None,
+                extra_body=self._extra,
             )
         except openai.OpenAIError as error:
             raise TeacherError(
@@ -94,10 +98,11 @@ class GenerateTraces(Step):
     """Add ``count`` traces of the sampler to every row (synthetic chains of thought).
 
     The prompt that elicits may differ from the prompt that is trained (prompt internalisation, 2410.18588): ``prompt``
-    renders only the former. A trace that was cut off is kept with ``finished`` false, for a filter to judge.
+    renders only the former. A trace that was cut off is kept with ``finished`` false; ``structure_filter`` drops it.
     """
 
     kind: ClassVar[str] = "generate_traces"
+    rows_at_once: ClassVar[int | None] = MODEL_ROWS
     count: int = Field(default=1, ge=1)
     temperature: float = Field(default=0.6, ge=0.0)
     max_tokens: int = Field(ge=1)
@@ -156,6 +161,7 @@ class MixedPolicy(Step):
     """
 
     kind: ClassVar[str] = "mixed_policy"
+    rows_at_once: ClassVar[int | None] = MODEL_ROWS
     stretch: float = Field(default=1.5, gt=0.0)
     max_continuation: int = Field(ge=1)
     temperature: float = Field(default=1.0, ge=0.0)

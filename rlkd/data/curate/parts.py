@@ -180,12 +180,16 @@ def _sampler(server: Server) -> Any:
     from rlkd.data.curate.generate import ServedSampler
 
     return ServedSampler(
-        server.base_url, server.model, key_variable=server.key_variable, concurrency=server.concurrency
+        server.base_url,
+        server.model,
+        key_variable=server.key_variable,
+        concurrency=server.concurrency,
+        rendered=server.tokenizer is not None,
     )
 
 
 def _pass_rates(path: str) -> Callable[[Sequence[Row]], list[float | None]]:
-    """Rates by id. Rows of other questions, or under other ids, are no rows without a rate but a mistake."""
+    """Rates by id. A row of another question than the rate's is no row without a rate but a mistake."""
     rates: dict[str, tuple[float | None, bytes | None]] = {}
     for row in good_rows(path):
         if {"id", "pass_rate"} <= row.keys():
@@ -197,9 +201,6 @@ def _pass_rates(path: str) -> Callable[[Sequence[Row]], list[float | None]]:
 
     def rate(rows: Sequence[Row]) -> list[float | None]:
         known = [rates.get(str(row["id"])) for row in rows]
-        if rows and not any(known):
-            ids = f"{rows[0]['id']!r} here, {next(iter(rates))!r} there"
-            raise DataCardError(f"pass_rates: {path} knows none of these {len(rows)} rows; ids look like {ids}")
         for row, found in zip(rows, known, strict=True):
             if found is not None and found[1] not in (None, text_key(row["question"])):
                 raise DataCardError(

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field, SkipValidation
 
 from rlkd.data.curate.score import TokenScorer
-from rlkd.data.curate.step import STEPS, Decision, Removal, Step, keep_traces, traces_of
+from rlkd.data.curate.step import MODEL_ROWS, STEPS, Decision, Removal, Step, keep_traces, traces_of
 from rlkd.data.rows import Row
 
 RenderPrompt = Callable[[Row], str]
@@ -29,6 +29,7 @@ class PerplexityFilter(Step):
     """
 
     kind: ClassVar[str] = "perplexity_filter"
+    rows_at_once: ClassVar[int | None] = MODEL_ROWS
     max_perplexity: float = Field(gt=1.0)
     max_by_model: dict[str, float] = Field(default_factory=dict)
     scorer: SkipValidation[TokenScorer] = Field(exclude=True)

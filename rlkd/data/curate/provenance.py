@@ -17,7 +17,7 @@ from pydantic import Field, SkipValidation, model_validator
 
 from rlkd.data.curate.perplexity import RenderPrompt, question_prompt
 from rlkd.data.curate.score import TokenScorer, TokenScores, span_probability
-from rlkd.data.curate.step import STEPS, Decision, Removal, Step, keep_traces, traces_of
+from rlkd.data.curate.step import MODEL_ROWS, STEPS, Decision, Removal, Step, keep_traces, traces_of
 from rlkd.data.rows import Row
 from rlkd.data.text import sentences, text_key
 
@@ -66,6 +66,7 @@ class ProvenanceSelect(Step):
     """
 
     kind: ClassVar[str] = "provenance_select"
+    rows_at_once: ClassVar[int | None] = MODEL_ROWS
     choose: Choice = "count"
     beta: float = Field(default=0.1, gt=0.0, lt=1.0)
     seed: int = 0

@@ -3,6 +3,7 @@
 out/00-read/part-00000.jsonl       rows that go on
             removed-00000.jsonl    what was taken out, why, and the evidence
             done-00000.json        counts; written last, so a part without it is done again
+            .slice-00000-00064.jsonl   decisions of a step that asks a model, until the part is done
             report.json            counts of the whole step
 out/01-exact_dedup/...
 out/report.json                    every step, in order
@@ -16,13 +17,14 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlkd.data.cards import Reading
+from rlkd.data.cards import DataCard, Reading
 from rlkd.data.curate.report import NAMED_ROWS, StepReport, rows_by_reason
 from rlkd.data.curate.shape import shaped
-from rlkd.data.curate.step import Decision, Step
+from rlkd.data.curate.step import Decision, Removal, Step
 from rlkd.data.rows import BadRow, Row, good_rows, read_rows, shards, write_json, write_rows
 from rlkd.data.text import text_key
 from rlkd.errors import DataCardError
@@ -43,6 +45,7 @@ def curate(
     reading: Reading | None = None,
     part_rows: int = PART_ROWS,
     progress: Callable[[StepReport], None] | None = None,
+    rows_from: Any = None,
 ) -> list[StepReport]:
     """Read rows, run the steps over them in order, and write what is kept, what is removed and a report.
 
@@ -52,12 +55,15 @@ def curate(
         out: folder of the results. Called again with the same source and steps, it goes on where it stopped.
         reading: turns raw rows into examples, as a card's; rows that cannot be read so are set aside with the reason.
         progress: told of every step that ended.
+        rows_from: what rows that are in no file come from, as ``card_identity`` says; a resume must say the same.
 
     Returns: one report a step, the reading first.
-    Raises: DataCardError when ``out`` holds the results of another source or of other settings, or a step left no row.
+    Raises: DataCardError when ``out`` holds the results of another source or of other settings, the source has no row,
+        or a step left none.
     """
     out = Path(out)
-    chain = _digest(identity(source), part_rows, PART_CHARS, reading.model_dump(mode="json") if reading else None)
+    read_as = reading.model_dump(mode="json") if reading else None
+    chain = _digest(identity(source, rows_from), part_rows, PART_CHARS, read_as)
     folder = out / "00-read"
     reports = [_run_read(source, reading, folder, chain, part_rows)]
     told = progress or (lambda _: None)
@@ -88,13 +94,22 @@ def _rows_of(folder: Path) -> Iterator[Row]:
 
 
 def _flat(row: Row) -> Iterator[Row]:
-    """Training examples of a row: plain values only, as recipes name them under ``fields``."""
-    plain = {key: value for key, value in row.items() if not isinstance(value, (dict, list))}
+    """Training examples of a row: plain values and ``options``, as recipes name them under ``fields``.
+
+    What a trace says under a name that the row uses too becomes ``trace_NAME``: a trace's answer is not the gold.
+    """
+    plain = {key: value for key, value in row.items() if key == "options" or not isinstance(value, (dict, list))}
     if "traces" not in row:
         yield plain
     for trace in row.get("traces", ()):
+        line = {**plain, "solution": trace["text"]}
         more = {key: value for key, value in trace.items() if key != "text" and not isinstance(value, (dict, list))}
-        yield {**plain, "solution": trace["text"], **more}
+        yield line | {_free(key, "trace_", line): value for key, value in more.items()}
+
+
+def _free(key: str, prefix: str, taken: Mapping[str, Any]) -> str:
+    """The key, prefixed while another value has that name."""
+    return _free(prefix + key, prefix, taken) if key in taken else key
 
 
 def _run_read(
@@ -113,7 +128,9 @@ def _run_read(
             _repeated_ids(good_rows(folder / f"part-{part:05d}.jsonl"), seen)
             report.reused_parts += 1
         report.add(done)
-    return _close_report(report, folder, started)
+    files = _files(source)
+    named = "the source" if files is None else ", ".join(map(str, files[:3])) + (", ..." if files[3:] else "")
+    return _close_report(report, folder, started, named)
 
 
 def _files(source: Files | Iterable[Row]) -> list[Path] | None:
@@ -148,6 +165,9 @@ def _read_row(number: int, where: dict[str, Any], row: Row | BadRow, reading: Re
         example, removals = shaped(reading.example(row) if reading is not None else dict(row))
     except DataCardError as error:
         return Decision.drop("no example", **where, why=str(error))
+    if "row" in example:  # the user's own column: the name is taken
+        name = _free("row", "source_", example)
+        example[name] = example.pop("row")
     return Decision({"id": str(number), **example, "row": number}, removals)
 
 
@@ -170,16 +190,45 @@ def _run_step(step: Step, name: str, source: Path, folder: Path, chain: str) -> 
     for part, path in enumerate(_parts(source)):
         if (done := _done_counts(folder, part)) is None:
             rows = list(good_rows(path))
-            decisions = step.decide(rows)
-            if len(decisions) != len(rows):
-                raise DataCardError(f"step '{name}' made {len(decisions)} decisions for {len(rows)} rows")
+            decisions = _decisions(step, name, rows, folder / f".slice-{part:05d}")
             done = _write_part(folder, part, rows, decisions, {})
         else:
             step.remember(list(good_rows(folder / f"part-{part:05d}.jsonl")))
             report.reused_parts += 1
+        for slice_ in folder.glob(f".slice-{part:05d}-*"):  # the part is whole
+            slice_.unlink()
         report.add(done)
     step.forget()
-    return _close_report(report, folder, started)
+    return _close_report(report, folder, started, source)
+
+
+def _decisions(step: Step, name: str, rows: Sequence[Row], slices: Path) -> list[Decision]:
+    """The step's decisions about a part; of a step with ``rows_at_once``, each slice of it is kept until the end."""
+    size = step.rows_at_once
+    if size is None:
+        return _decided(step, name, rows)
+    found: list[Decision] = []
+    for start in range(0, len(rows), size):
+        path = slices.with_name(f"{slices.name}-{start:05d}.jsonl")
+        if path.is_file():
+            read = [_decision_of(line) for line in good_rows(path)]
+            step.remember([each.row for each in read if each.row is not None])
+        else:
+            read = _decided(step, name, rows[start : start + size])
+            write_rows(path, map(asdict, read))
+        found += read
+    return found
+
+
+def _decided(step: Step, name: str, rows: Sequence[Row]) -> list[Decision]:
+    decisions = step.decide(rows)
+    if len(decisions) != len(rows):
+        raise DataCardError(f"step '{name}' made {len(decisions)} decisions for {len(rows)} rows")
+    return decisions
+
+
+def _decision_of(line: Row) -> Decision:
+    return Decision(line["row"], tuple(Removal(**each) for each in line["removals"]), line["copies"])
 
 
 def _survey(step: Step, source: Path, folder: Path) -> dict[str, Any]:
@@ -203,7 +252,8 @@ def _open_folder(folder: Path, name: str, settings: dict[str, Any], chain: str) 
     mark = folder / "step.json"
     found = json.loads(mark.read_text("utf-8")) if mark.is_file() else {}
     if found.get("chain") != chain:
-        if any(path != mark and not path.name.startswith(".") for path in folder.iterdir()):  # else it stopped at once
+        names = {path.name for path in folder.iterdir()} - {mark.name}
+        if any(not each.startswith(".") or each.startswith(".slice-") for each in names):  # else it stopped at once
             raise DataCardError(
                 f"{folder} holds results of another source or of other settings ({found['settings']}; now {settings}); "
                 "name another --out, or delete that folder and the ones after it"
@@ -259,11 +309,13 @@ def _trace_count(row: Row) -> int:
     return len(traces) if isinstance(traces, list) else 0
 
 
-def _close_report(report: StepReport, folder: Path, started: tuple[float, float]) -> StepReport:
+def _close_report(report: StepReport, folder: Path, started: tuple[float, float], source: Any) -> StepReport:
     report.wall_s = round(time.monotonic() - started[0], 3)
     report.cpu_s = round(time.process_time() - started[1], 3)
+    if not report.rows_in:
+        raise DataCardError(f"{source} holds no row; nothing to curate")
     write_json(folder / "report.json", report.as_json())
-    if report.rows_in and not report.rows_out:
+    if not report.rows_out:
         raise DataCardError(f"{report.line()}\nno row is left; why: {_first_removal(folder)}")
     return report
 
@@ -273,10 +325,18 @@ def _first_removal(folder: Path) -> str:
     return f"{path} begins with {next(good_rows(path), {})}"
 
 
-def identity(source: Files | Iterable[Row]) -> Any:
+def card_identity(card: DataCard, data_dir: str | None = None) -> Any:
+    """What must be the same of a card's rows when a run goes on. Raises: DataCardError when its file is not there."""
+    source = card.source
+    if source.file is not None:
+        return identity(card.path(data_dir))
+    return [card.name, source.hub, source.config, source.revision]
+
+
+def identity(source: Files | Iterable[Row], rows_from: Any = None) -> Any:
     """What must be the same when a run goes on. Raises: DataCardError when there is no such file."""
     if (files := _files(source)) is None:
-        return "rows"  # the caller vouches that they come again in the same order
+        return ["rows", rows_from]  # the caller vouches that they come again in the same order
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rlkd.data.cards import DataCard, Reading, load_card
 from rlkd.data.curate.parts import Part, build_steps
 from rlkd.data.curate.report import StepReport
-from rlkd.data.curate.run import curate
+from rlkd.data.curate.run import card_identity, curate
 from rlkd.data.curate.step import validation_lines
 from rlkd.errors import DataCardError
 from rlkd.recipe.base import Url
@@ -89,7 +89,10 @@ def run_spec(
     with _verifier(spec, card) as verifier:
         steps = build_steps(spec, Path(out) / "models", verifier)
         source = spec.source if spec.source is not None else _card_rows(spec, card)
-        return curate(source, steps, out, reading=reading, part_rows=spec.part_rows, progress=progress)
+        rows_from = card_identity(card, spec.data_dir) if card and spec.source is None else None
+        return curate(
+            source, steps, out, reading=reading, part_rows=spec.part_rows, progress=progress, rows_from=rows_from
+        )
 
 
 def _card_rows(spec: CurationSpec, card: DataCard | None) -> Any:
