@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkd.errors import RlkdError, did_you_mean
-from rlkd.methods import METHODS, Method
+from rlkd.methods import METHODS
 
 PACKAGES = ("rlkd.tensors", "rlkd.divergences", "rlkd.advantages", "rlkd.objectives")
 SECTIONS = ("Args", "Returns", "Gradient", "Raises", "Source", "Differs", "Tested")
@@ -77,9 +77,11 @@ def explain(name: str) -> str:
     key = name.strip().lower().replace("-", "_")
     functions = entries()
     if key in METHODS and key not in functions:
-        return _explain_method(METHODS[key], functions, recipes_of(key))
+        return _explain_method(key, functions)
     if key in functions:
         return _explain_function(functions[key])
+    if kinds := [name for name, method in METHODS.items() if key in method.kinds or name.startswith(f"{key}_")]:
+        return "\n\n\n".join(_explain_method(name, functions) for name in kinds)
     for short, estimator in ESTIMATORS.items():
         if key == short or key in estimator.aliases:
             behind = estimator.loss.__name__ if estimator.loss else "k1_value"
@@ -142,18 +144,31 @@ def _explain_function(entry: Entry) -> str:
     used = f"\n\nPart of: {', '.join(methods)}" if methods else ""
     if entry.name in METHODS:
         method = METHODS[entry.name]
-        lines = (f"{method.title} [{method.paper}]: {method.how}", f"Made of: {', '.join(method.parts)}")
-        recipes = f"Recipes: {', '.join(recipes_of(entry.name)) or 'none of its own'}"
-        used += "\n\nAs a method\n" + "\n".join(line for text in (*lines, recipes) for line in _wrapped(text))
+        head = [f"{method.title} [{method.paper}]: {method.how}", f"Made of: {', '.join(method.parts)}"]
+        lines = [*head, *_recipes(entry.name)]
+        used += "\n\nAs a method\n" + "\n".join(line for text in lines for line in _wrapped(text))
     return f"{entry.name} ({entry.module})\n\n{_plain(entry.text)}{used}"
 
 
-def _explain_method(method: Method, functions: dict[str, Entry], recipes: tuple[str, ...]) -> str:
-    lines = [f"{method.title} [{method.paper}]", "", *textwrap.wrap(method.how, WIDTH)]
-    lines += [
-        "",
-        *textwrap.wrap(f"Recipes: {', '.join(recipes) or 'none of its own'}", WIDTH, subsequent_indent="    "),
-    ]
+def _recipes(name: str) -> list[str]:
+    """Which recipes use a method, or what on a command line makes one of recipes/grpo.yaml."""
+    recipes, overrides = recipes_of(name), METHODS[name].overrides
+    lines = [f"Recipes: {', '.join(recipes)}"] if recipes else []
+    if overrides:
+        quoted = " ".join(f"'{each}'" if " " in each else each for each in split_overrides(overrides))
+        lines.append(f"In a recipe: recipes/grpo.yaml {quoted}")
+    return lines or ["Recipes: no key names it; its functions are for code of your own"]
+
+
+def split_overrides(text: str) -> list[str]:
+    """Overrides that stand in a line; one ends where another dotted key begins."""
+    return re.split(r" (?=[\w.]+=)", text)
+
+
+def _explain_method(name: str, functions: dict[str, Entry]) -> str:
+    method = METHODS[name]
+    lines = [f"{method.title} [{method.paper}]", "", *textwrap.wrap(method.how, WIDTH), ""]
+    lines += [line for text in _recipes(name) for line in textwrap.wrap(text, WIDTH, subsequent_indent="    ")]
     for part in method.parts:
         entry = functions[part]
         lines += ["", part, *textwrap.wrap(entry.summary, WIDTH, initial_indent="    ", subsequent_indent="    ")]

@@ -14,6 +14,7 @@ class Method:
     how: str
     parts: tuple[str, ...]
     kinds: tuple[str, ...] = ()  # values of `kind:` in a recipe that mean this method
+    overrides: str = ""  # what turns recipes/grpo.yaml into it, where no recipe of its own shows it
 
 
 METHODS: dict[str, Method] = {
@@ -29,12 +30,14 @@ METHODS: dict[str, Method] = {
         "1707.06347",
         "clipped_surrogate of token ratios; dual_clip as an option (1912.09729)",
         ("clipped_surrogate", "reduce"),
+        overrides="advantage={kind: reinforce} objective.dual_clip=3.0",
     ),
     "grpo": Method(
         "Group-relative policy optimisation",
         "2402.03300",
-        "group mean and std, clipped_surrogate, mean of sequence means; reference KL by k2 (gradient-exact) or k3",
-        ("group_advantages", "clipped_surrogate", "reduce", "reverse_kl_k2", "forward_kl_k3"),
+        "group mean and std, clipped_surrogate, mean of sequence means; reference KL (kl_coef) by k2, exact "
+        "in its gradient",
+        ("group_advantages", "clipped_surrogate", "reduce", "reverse_kl_k2"),
         ("grpo", "group"),
     ),
     "dr_grpo": Method(
@@ -42,20 +45,31 @@ METHODS: dict[str, Method] = {
         "2503.20783",
         "group mean without std, constant denominator",
         ("group_advantages", "clipped_surrogate", "reduce", "local_denominator"),
+        overrides="objective.reduction=constant advantage.scale=none",
     ),
     "dapo": Method(
         "DAPO",
         "2503.14476",
-        "clip_high above clip_low, token mean, groups filtered by outcome, overlong penalty added after normalising",
+        "clip_high above clip_low, token mean, overlong penalty added after normalising; its filter of "
+        "groups by outcome "
+        "(groups_with_signal) is for code of your own, the trainer keeps them at advantage 0",
         ("clipped_surrogate", "reduce", "groups_with_signal", "soft_overlong_penalty", "add_shaping"),
+        overrides="objective.clip_high=0.28 objective.reduction=token",
     ),
     "rloo": Method(
         "RLOO",
         "2402.14740",
         "reinforce with the leave-one-out baseline: exact for any group size",
         ("group_advantages", "reinforce", "reduce"),
+        overrides="advantage={kind: group, baseline: leave_one_out, scale: none}",
     ),
-    "gspo": Method("GSPO", "2507.18071", "gspo: one ratio a sequence, its geometric mean", ("gspo", "reduce")),
+    "gspo": Method(
+        "GSPO",
+        "2507.18071",
+        "gspo: one ratio a sequence, its geometric mean",
+        ("gspo", "reduce"),
+        overrides="objective={kind: grpo, ratio: sequence, reduction: sequence, clip_low: 3.0e-4, clip_high: 4.0e-4}",
+    ),
     "cispo": Method("CISPO (MiniMax-M1)", "2506.13585", "cispo: clipped, detached weights", ("cispo", "reduce")),
     "importance": Method(
         "Correction of the rollout-to-policy gap",
@@ -63,25 +77,32 @@ METHODS: dict[str, Method] = {
         "a weight from the trainer's to the rollout engine's log-probabilities, truncated (TIS) or masked (IcePop)",
         ("truncated_importance_weight", "masked_importance_weight"),
         ("truncate", "mask"),
+        overrides="objective.correction={kind: truncate, high: 2.0}",
     ),
     "async": Method(
         "Asynchronous RL (AReaL, decoupled PPO)",
         "2505.24298",
-        "clip around the policy at the start of the update, correct to the weights that sampled, drop what is too old",
+        "clip around the policy at the start of the update, correct to the weights that sampled, refuse what "
+        "is too old",
         ("decoupled_surrogate", "fresh_enough", "truncated_importance_weight"),
+        overrides="cluster.schedule=async cluster.max_staleness=1 objective.correction={kind: truncate, high: 2.0}",
     ),
     "on_policy_distillation": Method(
         "On-policy distillation (KD-RKL)",
         "2506.02208",
-        "k2 on the policy's own tokens, or the log-ratio as advantage; reward_to_go for sequence-level credit",
-        ("reverse_kl_k2", "additive_advantage", "reward_to_go", "k1_value"),
+        "k2 (or k3: forward KL) on the policy's own tokens, or the log-ratio as advantage; reward_to_go, in "
+        "code of your "
+        "own, for sequence-level credit",
+        ("reverse_kl_k2", "forward_kl_k3", "additive_advantage", "reward_to_go", "k1_value"),
         ("distill", "opd"),
     ),
     "kdrl": Method(
         "KDRL",
         "2506.02208",
-        "GRPO plus k2 at the same tokens, or the log-ratio added to the advantage; masks by correctness; schedules; on "
-        "older rollouts k2 times the truncated weight",
+        "GRPO plus k2 at the same tokens, or the log-ratio added to the advantage; masks by correctness (k2 is then "
+        "a mean over kept tokens, the added advantage stays in the policy loss's); schedules; on older "
+        "rollouts k2 times "
+        "the truncated weight",
         (
             "kdrl_joint",
             "additive_advantage",
@@ -231,7 +252,8 @@ METHODS: dict[str, Method] = {
     "deepmath": Method(
         "DeepMath-103K recipes",
         "2504.11456",
-        "GRPO with DAPO's parts: clip-higher, token mean, outcome filter, overlong penalty",
+        "GRPO with DAPO's parts: clip-higher, token mean, overlong penalty; without the scripts' filter of "
+        "groups by outcome",
         ("group_advantages", "clipped_surrogate", "reduce", "groups_with_signal", "soft_overlong_penalty"),
     ),
 }

@@ -84,7 +84,15 @@ def build_pairs(
     )
     steps = [*filters, judge]
     reading = card.reading if card else None
-    report = PairReport(curation=[each.line() for each in curate(source, steps, out / "judged", reading=reading)])
+    hub = card.source if card else None
+    curated = curate(
+        source,
+        steps,
+        out / "judged",
+        reading=reading,
+        rows_from=[card.name, hub.hub, hub.config, hub.revision] if card and hub else None,
+    )
+    report = PairReport(curation=[each.line() for each in curated])
     stages: Counter[str] = Counter()
     length = token_counter or (lambda text: len(text.split()))
     with atomic_open(out / "sft.jsonl") as sft, atomic_open(out / "pairs.jsonl") as pairs:

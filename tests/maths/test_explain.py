@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from rlkd.errors import RlkdError
-from rlkd.explain import entries, explain, index, recipe_kinds, recipes_of, render_index
+from rlkd.explain import RECIPES, entries, explain, index, recipe_kinds, recipes_of, render_index, split_overrides
 from rlkd.methods import METHODS
+from rlkd.recipe import load_recipe
 
 TESTS = {
     name
@@ -102,6 +103,19 @@ def test_what_is_printed_fits_a_terminal() -> None:
 def test_losses_state_their_gradient_and_source() -> None:
     losses = [e for e in entries().values() if e.formula and e.name not in GROUND and "Gradient" not in e.sections]
     assert {e.name for e in losses} <= WITHOUT_GRADIENT
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.overrides])
+def test_what_makes_a_recipe_of_a_method_is_a_recipe(name: str) -> None:
+    load_recipe(RECIPES / "grpo.yaml", split_overrides(METHODS[name].overrides))
+    assert "In a recipe: recipes/grpo.yaml" in " ".join(explain(name).split())
+
+
+def test_a_kind_of_objective_is_explained_by_its_methods() -> None:
+    assert "RLTF-SD" in explain("rltf")
+    assert "RLTF-FM" in explain("rltf")
+    assert "KD-RKL" in explain("distill")
+    assert "no key names it" in explain("cispo")
 
 
 def test_explain_knows_estimators_and_near_misses() -> None:
