@@ -153,7 +153,7 @@ def gspo(
         is the gradient of the sequence ratio itself; where they differ, every token gets its own, not the row's mean.
     Raises: NumericsError when shapes or dtypes don't fit or a clip is out of range.
     Source: GSPO (2507.18071) Eq 5-7, in the form of its GSPO-token (sec 4.3).
-    Differs: as published.
+    Differs: log-ratios bounded to +-20.
     Tested: test_gspo_gradient_is_that_of_the_sequence_ratio, test_gspo_credits_each_token_with_its_own_advantage,
         test_gspo_is_token_surrogate_for_one_token
     """

@@ -115,6 +115,22 @@ def test_new_weights_replace_all_old_ones(worker: Worker, folders: dict[str, Pat
     assert call(worker, "score", [probe])[0] == pytest.approx(reference(folders["policy"], [probe])[0], abs=2e-5)
 
 
+def test_an_engine_of_two_shards_scores_and_takes_weights(cluster: Cluster, folders: dict[str, Path]) -> None:
+    """Tensor-parallel workers are processes of their own: whole weights reach them, from a folder and in memory."""
+    sharded = cluster.spawn("RolloutWorker-sharded")
+    two = replace(settings(folders["policy"]), tensor_parallel=2)
+    cluster.build(sharded, "rlkd.rollout.worker:RolloutWorker", two).result(300.0)
+    probe = (PROMPTS[2], tuple(range(40, 60)))
+    assert call(sharded, "score", [probe])[0] == pytest.approx(reference(folders["policy"], [probe])[0], abs=2e-5)
+    other = load_causal_lm(folders["other"], dtype=torch.float32)
+    named = [(name, tensor) for name, tensor in other.state_dict().items() if name != "lm_head.weight"]
+    found = call(sharded, "load_weights", (named, checksum(named)), version=1, probe=probe)
+    assert found == pytest.approx(reference(folders["other"], [probe])[0], abs=2e-5)
+    call(sharded, "load_weights", str(folders["policy"]), version=2, probe=None)
+    assert call(sharded, "score", [probe])[0] == pytest.approx(reference(folders["policy"], [probe])[0], abs=2e-5)
+    cluster.stop(sharded)
+
+
 def test_damaged_weights_are_refused(worker: Worker, folders: dict[str, Path]) -> None:
     named = list(load_causal_lm(folders["other"], dtype=torch.float32).state_dict().items())
     sent = checksum(named)
