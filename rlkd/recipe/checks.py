@@ -170,7 +170,8 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
 
 
 def _unread(recipe: Recipe) -> Iterator[str]:
-    if not recipe.stages or any(isinstance(stage, RlStage) for stage in recipe.stages):
+    kinds = {stage.kind for stage in recipe.stages}
+    if "offline" not in kinds or "rl" in kinds:  # an RL recipe cut down to its SFT keeps its other sections
         return
     for name in ("objective", "advantage", "optim"):
         if getattr(recipe, name) != Recipe.model_fields[name].default:

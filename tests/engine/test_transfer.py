@@ -85,8 +85,12 @@ def versions(fleet: Fleet) -> list[int]:
 
 
 def die(cluster: Cluster, fleet: Fleet, index: int) -> None:
-    cluster.stop(fleet.workers[index])
-    cluster.workers.append(fleet.workers[index])  # nobody took it off the list
+    dying = fleet.workers[index]
+    cluster.stop(dying)
+    with pytest.raises(ClusterError, match="died"):  # Ray's kill is a wish: it may answer for a moment
+        while True:
+            dying.submit("score", []).result(60.0)
+    cluster.workers.append(dying)  # nobody took it off the list
 
 
 def test_sharded_weights_reach_every_engine(fleet: Fleet, publication: Publication, folders: dict[str, Path]) -> None:

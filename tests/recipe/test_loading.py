@@ -121,7 +121,6 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
             "objective.correction.level: 'token' acts on nothing",
         ),
         (["objective={kind: opd}", *ASYNC], "write objective.correction: {kind: truncate, level: sequence, high: 2.0}"),
-        (["stages=[{kind: sft, steps: 3}]", "optim.lr=1.0e-5"], "optim: is read by stages of kind 'rl' alone"),
         (["learner.lora={dropout: 0.1}"], "learner.lora.dropout: 0.1"),
         (["learner.lora={target_modules: [q_proj, lm_head]}"], "target_modules: 'lm_head' cannot have an adapter"),
         (["learner.lora={}", "stages=[{kind: sft, steps: 3}]"], "learner.lora: is for stages of kind 'rl'"),
@@ -207,3 +206,11 @@ def test_every_recipe_is_valid_and_launchable(path: Path) -> None:
     load_recipe(path)
     assert has_launch_lines(path)
     assert path.stat().st_mode & 0o111, "a recipe is executable"
+
+
+def test_settings_that_only_rl_reads_are_refused_where_offline_stages_have_their_own() -> None:
+    """A rate for REDI's stage in the wrong section would leave the stage at its own."""
+    redi = ROOT / "recipes" / "redi.yaml"
+    with pytest.raises(RecipeError, match=r"optim: is read by stages of kind 'rl' alone; write .*stages\.redi\.optim"):
+        load_recipe(redi, ["optim.lr=1.0e-5"])
+    load_recipe(KDRL, ["stages=[{kind: sft, steps: 3}]"])  # a trial of its SFT keeps the other sections
