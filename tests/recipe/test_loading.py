@@ -213,4 +213,6 @@ def test_settings_that_only_rl_reads_are_refused_where_offline_stages_have_their
     redi = ROOT / "recipes" / "redi.yaml"
     with pytest.raises(RecipeError, match=r"optim: is read by stages of kind 'rl' alone; write .*stages\.redi\.optim"):
         load_recipe(redi, ["optim.lr=1.0e-5"])
-    load_recipe(KDRL, ["stages=[{kind: sft, steps: 3}]"])  # a trial of its SFT keeps the other sections
+    load_recipe(
+        KDRL, ["stages=[{kind: sft, steps: 30, max_length: 72}]"]
+    )  # a trial of its SFT keeps the other sections
