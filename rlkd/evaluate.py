@@ -109,10 +109,10 @@ def _majority(example: Example, judged: Sequence[Verdict], judge: Judge) -> floa
     Right answers are one answer. Wrong ones may be one answer in several spellings (1/3 and 0.333...): only where that
     could decide the vote, the verifier is asked, each spelling taken as gold for the others.
     """
-    votes = Counter("" if _is_right(verdict) else verdict.parsed for verdict in judged if verdict.parsed is not None)
+    votes = Counter(_is_right(verdict) or verdict.parsed for verdict in judged if verdict.parsed is not None)
     if not votes:
         return 0.0
-    right, wrong = votes[""], [text for text in votes if text]
+    right, wrong = votes[True], [text for text in votes if text is not True]
     if right and max((votes[text] for text in wrong), default=0) <= right <= sum(votes[text] for text in wrong):
         pairs = [(one, other) for at, other in enumerate(wrong) for one in wrong[at + 1 :]]
         gold = example.for_verifier()
@@ -121,7 +121,7 @@ def _majority(example: Example, judged: Sequence[Verdict], judge: Judge) -> floa
             if _is_right(verdict) and one in votes and other in votes:
                 votes[other] += votes.pop(one)
     answer = max(votes, key=lambda text: votes[text])  # the first of the largest, as ``votes`` keeps its order
-    return next(float(v.score or 0.0) for v in judged if (_is_right(v) if answer == "" else v.parsed == answer))
+    return next(float(v.score or 0.0) for v in judged if (_is_right(v) or v.parsed) == answer)
 
 
 def _interval(per_problem: Sequence[float], samples: int) -> tuple[float, float]:

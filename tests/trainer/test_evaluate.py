@@ -83,6 +83,11 @@ def test_majority_counts_answers_and_not_their_spellings() -> None:
     assert judged("5", "5", "5", "1/2", "0.25", "1/3")["maj@5"] == 1.0
 
 
+def test_an_empty_wrong_answer_votes_for_itself() -> None:
+    silent = Verdict.wrong("")
+    assert summarise([group("a", [1] * 5)], [RIGHT, RIGHT, silent, silent, silent], unasked)["maj@5"] == 0.0
+
+
 def test_pass_at_k_leaves_out_problems_with_fewer_judged_samples() -> None:
     lost = Verdict.abstain("timeout")
     groups = [group("a", [1] * 4), group("b", [1] * 4)]
