@@ -128,8 +128,8 @@ def _adamw(optim: OptimSpec) -> dict[str, Any]:
 def _config(learner: LearnerSpec, optim: OptimSpec, world_size: int) -> dict[str, Any]:
     bf16, stage = learner.precision == "bf16", learner.zero_stage or 0
     if bf16:
-        # Unsharded, DeepSpeed adds bfloat16 gradients up in bfloat16: 1 % off after 64 micro-batches. Its stage 2 takes
-        # float32 for that, and with one rank it is the unsharded optimizer.
+        # Unsharded, DeepSpeed adds bfloat16 gradients up in bfloat16: 0.8 % off after 64 micro-batches. Its stage 2
+        # takes float32 for that, and with one rank it is the unsharded optimizer.
         stage = max(stage, 2)
     zero: dict[str, Any] = {"stage": stage}
     config: dict[str, Any] = {
