@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkd.cluster.hardware import Hardware, gpu_need, gpu_share, weights_transport
+from rlkd.cluster.hardware import Hardware, gpu_need, gpu_share, gpus_in_words, placements, weights_transport
 from rlkd.launch import Launch
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
@@ -141,8 +141,7 @@ def _workers(recipe: Recipe) -> list[str]:
         f"{cluster.placement}, {cluster.schedule}"
         + (f", rollouts at most {cluster.max_staleness} update(s) old" if cluster.schedule == "async" else "")
     )
-    need = gpu_need(recipe)
-    lines.append(f"{need.total} GPU(s), or none at all: then everything runs on the CPU. {need.describe(recipe)}")
+    lines.append(gpus_in_words(recipe))
     lines.append(f"weights to the rollout engines: {_transports(recipe)}")
     return lines
 
@@ -151,8 +150,12 @@ def _transports(recipe: Recipe) -> str:
     """By kind of machine, where the recipe leaves it open."""
     if recipe.cluster.weights != "auto":
         return recipe.cluster.weights
-    on_gpu = weights_transport(recipe, Hardware(cpus=1, gpus=gpu_need(recipe).total))
-    return f"{on_gpu} on GPUs, {weights_transport(recipe, Hardware(cpus=1, gpus=0))} on the CPU"
+    many, none = (Hardware(cpus=1, gpus=gpus) for gpus in (gpu_need(recipe).total, 0))
+    ways = [
+        f"{weights_transport(way, many)} on {'shared ' if way.cluster.placement == 'colocated' else ''}GPUs"
+        for way in placements(recipe)
+    ]
+    return ", ".join([*ways, f"{weights_transport(recipe, none)} on the CPU"])
 
 
 def _memory(recipe: Recipe, policy: Shape | None) -> list[str]:

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from rlkd.cluster.hardware import gpu_need
+from rlkd.cluster.hardware import gpus_in_words
 from rlkd.errors import RecipeError
 from rlkd.launch import Launch
 from rlkd.recipe import Recipe
@@ -116,15 +116,9 @@ def _roles(launch: Launch) -> str:
 
 
 def _devices(recipe: Recipe, on_cpu: bool) -> str:
-    needed = gpu_need(recipe).total
-    cluster = recipe.cluster
     if on_cpu:
         return "none; learner, engines and teacher take turns on the CPU cores"
-    return (
-        f"{needed} GPU(s) in all for {cluster.learner_workers or 1} learner rank(s), {cluster.rollout_workers} rollout "
-        f"engine(s) x {recipe.engine.tensor_parallel} and the teacher, {cluster.placement}; without any GPU all of it "
-        "runs on the CPU"
-    )
+    return gpus_in_words(recipe)
 
 
 def _ignored(config: Any) -> list[tuple[str, str]]:

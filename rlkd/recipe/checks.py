@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from rlkd.errors import RecipeError
 from rlkd.recipe.data import ReasoningGymData
@@ -14,6 +15,7 @@ from rlkd.recipe.privileged_checks import separate_teachers
 from rlkd.recipe.schema import EvalSpec, Recipe, RlStage, SftStage
 
 Check = Callable[[Recipe], Iterator[str]]
+Way = Literal["separate", "colocated"]
 
 
 def check_recipe(recipe: Recipe, *, where: str) -> None:
@@ -27,6 +29,13 @@ def check_recipe(recipe: Recipe, *, where: str) -> None:
 def needs_teacher(recipe: Recipe) -> bool:
     """Whether the recipe's objective reads scores of a separate teacher."""
     return recipe.objective.kind in ("kdrl", "distill", "opd", "alm")
+
+
+def placed(recipe: Recipe, placement: Way) -> Recipe | None:
+    """With ``cluster.placement`` as given; None where another setting speaks against it."""
+    cluster = recipe.cluster.model_copy(update={"placement": placement})
+    chosen = recipe.model_copy(update={"cluster": cluster})
+    return None if any(_sharing(chosen)) else chosen
 
 
 def has_rl(recipe: Recipe) -> bool:
@@ -120,24 +129,33 @@ def _cluster(recipe: Recipe) -> Iterator[str]:
     cluster = recipe.cluster
     if cluster.schedule == "sync" and cluster.max_staleness:
         yield f"cluster.max_staleness: {cluster.max_staleness} has no effect with schedule 'sync'; write async"
-    if cluster.schedule == "async" and cluster.placement == "colocated":
-        yield "cluster.placement: 'colocated' shares the device in turns, which schedule 'async' cannot; choose one"
-    yield from _weights(recipe)
+    yield from _sharing(recipe)
     if recipe.learner.offload_optimizer and recipe.learner.zero_stage == 0:
         yield "learner.offload_optimizer: needs learner.zero_stage 1, 2 or 3; given 0"
 
 
-def _weights(recipe: Recipe) -> Iterator[str]:
+def _sharing(recipe: Recipe) -> Iterator[str]:
+    """What cannot take turns on a GPU, where the recipe says that it shall."""
     cluster, width = recipe.cluster, recipe.engine.tensor_parallel
-    given = f"cluster.weights: '{cluster.weights}'"
-    if cluster.weights == "nccl" and cluster.placement == "colocated":
-        yield f"{given} with cluster.placement 'colocated': NCCL refuses two ranks on a GPU; write ipc or object_store"
     if cluster.weights == "ipc" and cluster.placement == "separate":
-        yield f"{given} shares the memory of one GPU, with cluster.placement 'separate'; write nccl, or colocated"
-    if cluster.placement == "colocated" and width > 1:
         yield (
-            f"engine.tensor_parallel: {width} with cluster.placement 'colocated', which pairs one engine with one "
-            "learner on one GPU; write tensor_parallel: 1 or cluster.placement: separate"
+            "cluster.weights: 'ipc' shares the memory of one GPU, with cluster.placement 'separate'; write nccl, or "
+            "colocated"
+        )
+    if cluster.placement == "colocated":
+        asked = "cluster.placement: 'colocated'"
+    elif cluster.placement == "auto" and cluster.weights == "ipc":
+        asked = "cluster.weights: 'ipc'"
+    else:
+        return
+    if cluster.schedule == "async":
+        yield f"{asked} shares the device in turns, which schedule 'async' cannot; choose one"
+    if cluster.weights == "nccl":
+        yield f"cluster.weights: 'nccl' with {asked}: NCCL refuses two ranks on a GPU; write ipc or object_store"
+    if width > 1:
+        yield (
+            f"engine.tensor_parallel: {width} with {asked}, which pairs one engine with one learner on one GPU; write "
+            "tensor_parallel: 1 or cluster.placement: separate"
         )
 
 

@@ -97,7 +97,11 @@ class ClusterSpec(Section):
     rollout_workers: Positive = 1
     teacher_workers: Positive = 1
     learner_workers: Positive | None = Field(default=None, description="default: the launcher's processes, else 1")
-    placement: Literal["separate", "colocated"] = "separate"
+    placement: Literal["auto", "separate", "colocated"] = Field(
+        default="auto",
+        description="on GPUs. separate: one for each worker; colocated: an engine and a learner take turns on one, and "
+        "teachers too where none is left for them; auto: separate where there are enough",
+    )
     weights: Literal["auto", "object_store", "nccl", "ipc", "gloo"] = Field(
         default="auto",
         description="how new weights reach the rollout engines. auto: object_store on a CPU, nccl between GPUs, "

@@ -31,6 +31,15 @@ class TransformersTeacher:
         model = load_causal_lm(settings.folder, dtype=getattr(torch, settings.dtype)).to(self.device)
         self.policy = PackedPolicy(model.eval().requires_grad_(False), temperature=temperature)
 
+    def sleep(self) -> None:
+        """Give a shared GPU to the learner."""
+        self.policy.model.to("cpu")
+        torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Take it back."""
+        self.policy.model.to(self.device)
+
     def score(self, sequences: Sequences) -> list[list[float]]:
         """Log-probabilities (nats, at the sampling temperature) of each (prompt_ids, completion_ids) pair."""
         return score_sequences(self.policy, sequences, token_budget=self.tokens_per_batch, device=self.device)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from reward.pool import VerifierPool
 from reward.verdict import Verdict
 from rlkd.checkpoint import Checkpoint
-from rlkd.cluster import Cluster, Worker, gather, gpu_share, weights_transport
+from rlkd.cluster import Cluster, Worker, gather, gpu_share, teachers_beside, weights_transport
 from rlkd.data.prompt import PromptBuilder
 from rlkd.evaluate import ProblemScore, by_problem, summarise
 from rlkd.metrics import MetricsLog
@@ -19,7 +20,7 @@ from rlkd.recipe.privileged_checks import longest_sampled_prompt, teacher_prompt
 from rlkd.records import Prompt, Rollout, RolloutGroup
 from rlkd.rollout.vllm_engine import EngineSettings
 from rlkd.trainer.console import Console
-from rlkd.trainer.fleet import Fleet, Published, Sampling, sample
+from rlkd.trainer.fleet import Fleet, Published, Sampling, Turn, sample
 from rlkd.trainer.folder import RunFolder
 from rlkd.trainer.sampling import derive_seed
 
@@ -31,7 +32,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 class Run:
     """The open run: recipe, folder, cluster, data, verifier, engines."""
 
-    recipe: Recipe
+    recipe: Recipe  # with its placement settled
     folder: RunFolder
     cluster: Cluster
     console: Console
@@ -45,7 +46,7 @@ class Run:
     abstained: int = 0
     metrics_position: int = 0
     gap: dict[str, float] = field(default_factory=lambda: {"mean": 0.0, "max": 0.0})
-    bundles: list[tuple[Any, int]] | None = None  # colocated on GPUs: where learner i and engine i live
+    bundles: list[tuple[Any, int]] | None = None  # colocated on GPUs: where learner i, engine i and teacher i live
     problem_scores: dict[str, ProblemScore] = field(default_factory=dict)  # of the latest evaluation
 
     def __post_init__(self) -> None:
@@ -55,6 +56,16 @@ class Run:
     @property
     def ranks(self) -> int:
         return self.recipe.cluster.learner_workers or 1
+
+    @property
+    def beside(self) -> int:
+        """Teachers on the GPU of a learner and an engine."""
+        return teachers_beside(self.recipe, self.cluster.hardware)
+
+    @property
+    def gpu_part(self) -> float:
+        """What one of those who share a GPU asks Ray for."""
+        return math.floor(1e4 / (2 + self.beside)) / 1e4 if self.recipe.cluster.placement == "colocated" else 1.0
 
     @property
     def dtype(self) -> str:
@@ -73,10 +84,10 @@ class Run:
             max_concurrent=spec.max_concurrent,
             on_gpu=self.cluster.hardware.on_gpu,
             tensor_parallel=spec.tensor_parallel,
-            gpu_memory_utilization=gpu_share(self.recipe, beside_learner=not scores),
+            gpu_memory_utilization=gpu_share(self.recipe, teacher=scores, beside=self.beside),
             kv_cache_gib=spec.kv_cache_gib,
             enforce_eager=spec.enforce_eager,
-            colocated=self.recipe.cluster.placement == "colocated" and not scores,
+            colocated=self.recipe.cluster.placement == "colocated" and (not scores or self.beside > 0),
             scores=scores,
             top_k=top_k,
             transport="object_store" if scores else weights_transport(self.recipe, self.cluster.hardware),
@@ -86,14 +97,13 @@ class Run:
         """Start the rollout engines once; later stages only swap their weights."""
         if self.rollouts is not None:
             return
-        share = 0.5 if self.recipe.cluster.placement == "colocated" else 1.0
         self.rollouts = Fleet(
             cluster=self.cluster,
             kind=kind,
             settings=self.engine_settings(folder),
             target=ROLLOUT_WORKER,
             deadline_s=self.recipe.cluster.step_deadline_s,
-            gpus=share * self.recipe.engine.tensor_parallel,
+            gpus=self.gpu_part * self.recipe.engine.tensor_parallel,
             bundles=self.bundles,
         )
         gather(self.rollouts.start(self.recipe.cluster.rollout_workers), self.recipe.cluster.start_deadline_s)
@@ -131,17 +141,16 @@ class Run:
 
     def spawn_learners(self, stage: str, *, kind: str = "LearnerWorker") -> list[Worker]:
         """Empty learner processes, one a rank."""
-        share = 0.5 if self.recipe.cluster.placement == "colocated" else 1.0
         places: list[Any] = [*self.bundles] if self.bundles else [None] * self.ranks
         return [
-            self.cluster.spawn(f"{kind}-{stage}-{rank}", gpus=share, bundle=places[rank]) for rank in range(self.ranks)
+            self.cluster.spawn(f"{kind}-{stage}-{rank}", gpus=self.gpu_part, bundle=places[rank])
+            for rank in range(self.ranks)
         ]
 
-    def turn(self, method: Literal["sleep", "wake"]) -> None:
-        """Colocated on a GPU: the engine gives the device to whoever trains or serves beside it, and takes it back."""
-        fleet = self.rollouts
-        if fleet is not None and fleet.settings.colocated and fleet.settings.on_gpu:
-            fleet.call_all(method)
+    def turn(self, turn: Turn) -> None:
+        """The rollout engines give shared GPUs to whoever trains or serves beside them, or take them back."""
+        if self.rollouts is not None:
+            self.rollouts.turn(turn)
 
     def open_metrics(self, latest: Checkpoint | None) -> MetricsLog:
         """The run's metrics, cut back to where the checkpoint stood."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from reward.pool import VerifierPool
 from rlkd.checkpoint import write_json
-from rlkd.cluster import Cluster, check_fit
+from rlkd.cluster import Cluster, check_fit, settle
 from rlkd.data.cards import load_card
 from rlkd.data.prompt import PromptBuilder
 from rlkd.data.rows import Row, write_rows
@@ -96,6 +96,7 @@ def evaluate_model(job: EvalJob, out: Path) -> dict[str, Any]:
             Cluster(out / "logs", recipe.cluster.start_deadline_s, console.note) as cluster,
         ):
             check_fit(recipe, cluster.hardware)
+            recipe = settle(recipe, cluster.hardware)
             run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts, prompts, pool)
             run.start_rollouts(model)
             groups, verdicts = measure_in_parts(run, job.card, parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rlkd.cluster import Cluster, Pending, Worker, gather
 from rlkd.errors import ClusterError, RolloutError
@@ -12,6 +12,7 @@ from rlkd.records import Prompt, Rollout, RolloutGroup
 from rlkd.rollout.vllm_engine import Request, Sample
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
+Turn = Literal["sleep", "wake"]
 _REPLACEMENTS = 3  # of one worker, in one call, before the fault is believed
 
 
@@ -81,9 +82,10 @@ class Fleet:
         calls = [self.workers[i].submit(method, share, **options) if share else None for i, share in enumerate(shares)]
         return Dealt(self, method, shares, options, calls, len(items))
 
-    def call_all(self, method: str) -> None:
-        """Run a method without arguments on every worker and wait."""
-        gather([worker.submit(method) for worker in self.workers], self.deadline_s)
+    def turn(self, turn: Turn) -> None:
+        """Where a GPU is shared: give it to whoever works beside, or take it back."""
+        if self.settings.colocated and self.settings.on_gpu:
+            gather([worker.submit(turn) for worker in self.workers], self.deadline_s)
 
     def revive(self) -> None:
         """Replace workers that died while they had nothing to do."""

@@ -24,7 +24,7 @@ from rlkd.trainer.console import Bar
 from rlkd.trainer.context import Run
 from rlkd.trainer.contract import Bounds, check_contract
 from rlkd.trainer.early_stop import EarlyStop
-from rlkd.trainer.fleet import Fleet, Sampled, Sampling, sample
+from rlkd.trainer.fleet import Fleet, Sampled, Sampling, Turn, sample
 from rlkd.trainer.learners import Learners
 from rlkd.trainer.plan import StepPlan
 from rlkd.trainer.plans import build_plan
@@ -124,23 +124,30 @@ class RlTrainer:
     def _start_workers(self) -> None:
         run, cluster = self.run, self.run.recipe.cluster
         updates = self.stage.steps * run.recipe.learner.updates_per_step
-        if cluster.placement == "colocated":  # the engine first: vLLM claims its share of what is free when it starts
+        self.teacher = TeacherPanel.of(run, self.teacher_folders) if needs_teacher(run.recipe) else None
+        if cluster.placement == "colocated":  # engines first: vLLM claims its share of what is free when it starts
             run.start_rollouts(self.source)
             run.turn("sleep")
-        calls = self.learners.start(self.stage.name, self.source, total_updates=updates)
-        if cluster.placement == "colocated":
+            if self.teacher is not None:
+                self.teacher.start_in_turn(cluster.teacher_workers, cluster.start_deadline_s)
+            gather(self.learners.start(self.stage.name, self.source, total_updates=updates), cluster.start_deadline_s)
+            self._turn("wake")
+        else:
+            calls = self.learners.start(self.stage.name, self.source, total_updates=updates)
+            run.start_rollouts(self.source)
+            if self.teacher is not None:
+                calls += self.teacher.start(cluster.teacher_workers)
             gather(calls, cluster.start_deadline_s)
-            run.turn("wake")
-            calls = []
-        run.start_rollouts(self.source)
-        if needs_teacher(run.recipe):
-            self.teacher = TeacherPanel.of(run, self.teacher_folders)
-            calls += self.teacher.start(cluster.teacher_workers)
-        gather(calls, cluster.start_deadline_s)
         _ = self.plan  # its checks come before the first sample
         if self.teacher is not None and self.teacher.transport == "hidden":
             folders = {name: str(folder) for name, folder in self.teacher.folders.items()}
             gather(self.learners.submit("hold_heads", folders), cluster.start_deadline_s)
+
+    def _turn(self, turn: Turn) -> None:
+        """Engines and teachers that share the learners' GPUs give them away, or take them back."""
+        self.run.turn(turn)
+        if self.teacher is not None:
+            self.teacher.turn(turn)
 
     @property
     def rollouts(self) -> Fleet:
@@ -164,11 +171,11 @@ class RlTrainer:
         rows, method_figures = self.plan.rows(judged, step)
         clock.lap("teacher_s")
         shares = plan_updates(recipe, rows, ranks=self.learners.ranks)
-        run.turn("sleep")
+        self._turn("sleep")
         figures, kept = self.learners.train(shares, step=step, keep=rollout_log.wanted(step + 1))
         self.version += 1
         clock.lap("learn_s")
-        run.turn("wake")
+        self._turn("wake")
         self.publication.publish(self.rollouts, self.version)
         clock.lap("publish_s")
         self._check_gap(figures, step)

@@ -14,7 +14,7 @@ from typing import Any
 
 from reward.pool import VerifierPool
 from rlkd.checkpoint import read_json, write_json
-from rlkd.cluster import Cluster, check_fit, slow_precisions, this_machine
+from rlkd.cluster import Cluster, check_fit, settle, sharing, slow_precisions, this_machine
 from rlkd.data.privileged import PrivilegedBuilder
 from rlkd.data.prompt import PromptBuilder
 from rlkd.data.source import Loaded, load_held_in, load_sources, tokenizer_texts
@@ -91,6 +91,9 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
         Cluster(folder.path / "logs", recipe.cluster.start_deadline_s, console.note) as cluster,
     ):
         check_fit(recipe, cluster.hardware)
+        settled = settle(recipe, cluster.hardware)
+        if cluster.hardware.on_gpu and settled.cluster.placement == "colocated":
+            console.note(f"placement: {sharing(settled, cluster.hardware)}")
         for slow in slow_precisions(recipe, cluster.hardware):
             console.note(slow)
         rows = {
@@ -103,7 +106,7 @@ def _run_stages(recipe: Recipe, folder: RunFolder, console: Console, root: Path,
             for part, name in zip(data, ("train", "eval"), strict=True)
         ]
         prompts[0] = _attach_privileged(recipe, builder, prompts[0], console)
-        run = Run(recipe, folder, cluster, console, tokenizer, builder, prompts[0], prompts[1], pool)
+        run = Run(settled, folder, cluster, console, tokenizer, builder, prompts[0], prompts[1], pool)
         check_tokens(run, models)
         prepare_offline(run, models, root)
         evaluations = _go(run, models, root)

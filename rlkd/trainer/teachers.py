@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlkd.cluster import Pending
+from rlkd.cluster import Pending, gather
 from rlkd.errors import RecipeError, did_you_mean
 from rlkd.models import context_length, load_tokenizer
 from rlkd.recipe import Recipe
@@ -16,7 +16,7 @@ from rlkd.recipe.privileged import ServerTeacher
 from rlkd.recipe.privileged_checks import separate_teachers
 from rlkd.records import HiddenStates, Prompt, RolloutGroup, TopK
 from rlkd.trainer.context import ROLLOUT_WORKER, Run
-from rlkd.trainer.fleet import Dealt, Fleet
+from rlkd.trainer.fleet import Dealt, Fleet, Turn
 
 TRANSFORMERS_TEACHER = "rlkd.teacher.transformers_teacher:TransformersTeacher"
 SERVER_TEACHER = "rlkd.teacher.server_teacher:ServerTeacherWorker"
@@ -78,6 +78,18 @@ class TeacherPanel:
     def start(self, count: int) -> list[Pending]:
         """Start ``count`` workers of each."""
         return [call for fleet in self.fleets.values() for call in fleet.start(count)]
+
+    def start_in_turn(self, count: int, deadline_s: float) -> None:
+        """``start`` and wait, one teacher after the other where they share GPUs; each then leaves its GPU alone."""
+        for fleet in self.fleets.values():
+            gather(fleet.start(count), deadline_s)
+            if not isinstance(fleet.settings, ServerTeacher):
+                fleet.turn("sleep")
+
+    def turn(self, turn: Turn) -> None:
+        """Teachers beside a learner give it their GPU, or take it back."""
+        for name in self.folders:
+            self.fleets[name].turn(turn)
 
     def stop(self) -> None:
         for fleet in self.fleets.values():
@@ -143,6 +155,7 @@ def _fleet(run: Run, name: str, spec: TeacherSpec | ServerTeacher, folders: Mapp
         settings=settings,
         target=ROLLOUT_WORKER if on_vllm else TRANSFORMERS_TEACHER,
         deadline_s=deadline,
-        gpus=float(run.recipe.engine.tensor_parallel if on_vllm else 1),
+        gpus=run.gpu_part if run.beside else float(run.recipe.engine.tensor_parallel if on_vllm else 1),
+        bundles=run.bundles if run.beside else None,
         build_options={} if on_vllm else options,
     )

@@ -19,16 +19,17 @@ def gpu_of(cluster: Cluster, worker: Worker) -> str:
     return str(worker.submit("strip").result(60.0))
 
 
-def test_each_learner_shares_its_gpu_with_one_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kinds", "part"), [(("engine", "learner"), 0.5), (("engine", "teacher", "learner"), 0.3333)])
+def test_those_who_take_turns_share_a_gpu(
+    kinds: tuple[str, ...], part: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray, "init", partial(ray.init, num_gpus=2))
     with Cluster(tmp_path, start_deadline_s=60.0) as cluster:
         places = cluster.pairs(2)
         assert places is not None
-        engines = [cluster.spawn(f"engine-{i}", gpus=0.5, bundle=places[i]) for i in range(2)]
-        learners = [cluster.spawn(f"learner-{i}", gpus=0.5, bundle=places[i]) for i in range(2)]
-        found = [gpu_of(cluster, worker) for worker in engines + learners]
-        assert found[:2] == found[2:]
-        assert set(found) == {"0", "1"}
+        for index in range(2):
+            sharing = [cluster.spawn(f"{kind}-{index}", gpus=part, bundle=places[index]) for kind in kinds]
+            assert {gpu_of(cluster, worker) for worker in sharing} == {str(index)}
         cluster.start_deadline_s = 1.0
         with pytest.raises(ClusterError, match="1 GPUs for pairs of learner and engine were not free within 1 s"):
             cluster.pairs(1)

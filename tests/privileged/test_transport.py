@@ -104,6 +104,15 @@ def test_boundary_mass_beside_log_probs(teacher: TransformersTeacher, monkeypatc
         torch.testing.assert_close(torch.tensor(mass).exp().double(), wanted, rtol=1e-5, atol=1e-8)
 
 
+def test_a_teacher_that_slept_scores_as_before(teacher: TransformersTeacher) -> None:
+    sequences = [((1, 2, 3), (4, 5)), ((2, 3), (6,))]
+    before = teacher.score(sequences)
+    teacher.sleep()
+    assert {parameter.device.type for parameter in teacher.policy.model.parameters()} == {"cpu"}
+    teacher.wake()
+    assert teacher.score(sequences) == before
+
+
 def test_a_view_of_another_length_is_refused(teacher: TransformersTeacher) -> None:
     (row,) = tiny.two_context_rows(groups=1, size=1, seed=3)
     (values,) = teacher.hidden(_pairs([row]))

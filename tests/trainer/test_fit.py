@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlkd import train
-from rlkd.cluster import Hardware, check_fit, gpu_share, weights_transport
-from rlkd.cluster.hardware import gpu_need
+from rlkd.cluster import Hardware, check_fit, gpu_share, settle, sharing, teachers_beside, weights_transport
+from rlkd.cluster.hardware import gpus_in_words
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe, load_recipe
 
@@ -20,6 +20,7 @@ def recipe(*overrides: str, name: str = "kdrl") -> Recipe:
     return load_recipe(RECIPES / f"{name}.yaml", overrides)
 
 
+APART = "cluster.placement=separate"
 WIDE = ("engine.tensor_parallel=2", "cluster.rollout_workers=2", "cluster.learner_workers=4")
 PAIRS = ("cluster.placement=colocated", "cluster.rollout_workers=4", "cluster.learner_workers=4")
 
@@ -27,23 +28,27 @@ PAIRS = ("cluster.placement=colocated", "cluster.rollout_workers=4", "cluster.le
 @pytest.mark.parametrize(
     ("chosen", "gpus"),
     [
-        (recipe(), 1 + 1 + 1),  # learner, engine, teacher
+        (recipe(APART), 1 + 1 + 1),  # learner, engine, teacher
         (recipe(*WIDE), 4 + 2 * 2 + 1 * 2),
         (recipe(*WIDE, "teacher.engine=transformers"), 4 + 2 * 2 + 1),
         (recipe(*WIDE[:2], "teacher.engine=transformers"), 2 * 2 + 2 * 2),  # engines of the SFT teacher's evaluation
         (recipe(*WIDE[:2], "teacher.engine=transformers", "data.eval=null", "eval={}"), 2 * 2 + 1 + 1),
         (recipe(*WIDE, "cluster.teacher_workers=3"), 4 + 2 * 2 + 3 * 2),
-        (recipe(*PAIRS), 4 + 1),  # learner and engine of a pair are counted once
+        (recipe(*PAIRS), 4),  # learner, engine and, where no fifth is left, the teacher of a pair are counted once
         (recipe(*WIDE, name="grpo"), 4 + 2 * 2),  # no teacher
         (recipe("cluster.learner_workers=3", "stages=[]", name="grpo"), 1),  # only evaluated
         (recipe(*PAIRS, name="grpo"), 4),
+        (recipe(), 1),
+        (recipe("cluster.schedule=async"), 3),  # which can't take turns
+        (recipe("cluster.weights=nccl"), 3),
+        (recipe("cluster.learner_workers=2", "cluster.rollout_workers=2"), 2),
+        (recipe("cluster.learner_workers=2"), 2 + 1 + 1),  # no pairs: nothing to share
     ],
 )
 def test_gpus_are_summed_over_what_runs_at_once(chosen: Recipe, gpus: int) -> None:
-    assert gpu_need(chosen).total == gpus
     check_fit(chosen, Hardware(64, gpus))
     if gpus > 1:
-        with pytest.raises(RecipeError, match=rf"the workers need {gpus} GPUs and there are {gpus - 1} "):
+        with pytest.raises(RecipeError, match=rf"workers.* need {gpus} GPUs and there are {gpus - 1} "):
             check_fit(chosen, Hardware(64, gpus - 1))
 
 
@@ -57,24 +62,65 @@ def test_too_few_gpus_name_every_key_that_counts() -> None:
         "1 node(s), 8 CPU cores, 2 GPUs",
     ):
         assert part in str(caught.value)
-    assert "counted once" in gpu_need(recipe(*PAIRS)).describe(recipe(*PAIRS))
 
 
 def test_what_is_said_to_help_does() -> None:
-    """KDRL on one GPU: its teacher needs one beside the pair; on two, the pair shares one."""
-    with pytest.raises(RecipeError) as caught:
-        check_fit(recipe(), Hardware(8, 1))
+    """One GPU: whoever asked for one each may share it, or let a server hold the teacher where that is enough."""
+    with pytest.raises(RecipeError, match=r"write cluster\.placement: colocated") as caught:
+        check_fit(recipe(APART), Hardware(8, 1))
+    assert "server" not in str(caught.value)  # learner and engine alone are one too many
+    with pytest.raises(RecipeError, match="let a server hold the teacher") as caught:
+        check_fit(recipe("cluster.schedule=async"), Hardware(8, 2))
     assert "colocated" not in str(caught.value)
-    assert "let a server hold the teacher" in str(caught.value)
-    with pytest.raises(RecipeError, match=r"write cluster\.placement: colocated"):
-        check_fit(recipe(), Hardware(8, 2))
-    check_fit(recipe("cluster.placement=colocated"), Hardware(8, 2))
+    check_fit(recipe("cluster.placement=colocated"), Hardware(8, 1))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "placement", "beside"),
+    [
+        ([], 0, "separate", 0),
+        ([], 1, "colocated", 1),
+        ([], 2, "colocated", 0),  # the teacher has the second
+        ([], 3, "separate", 0),
+        (["cluster.weights=ipc"], 8, "colocated", 0),
+        (["cluster.schedule=async"], 1, "separate", 0),  # and is refused
+        (["cluster.placement=separate"], 1, "separate", 0),
+        (["cluster.placement=colocated"], 8, "colocated", 0),
+        (["cluster.rollout_workers=4", "cluster.learner_workers=4"], 4, "colocated", 1),
+        (["cluster.rollout_workers=4", "cluster.learner_workers=4", "cluster.teacher_workers=2"], 5, "colocated", 1),
+    ],
+)
+def test_gpus_are_shared_where_not_each_worker_can_have_one(
+    overrides: list[str], gpus: int, placement: str, beside: int
+) -> None:
+    chosen = settle(recipe(*overrides), Hardware(64, gpus))
+    assert chosen.cluster.placement == placement
+    assert teachers_beside(chosen, Hardware(64, gpus)) == beside
+
+
+def test_each_worker_of_a_teacher_beside_sits_at_another_pair() -> None:
+    with pytest.raises(RecipeError, match=r"cluster\.teacher_workers: 2 on the GPUs of 1 pair"):
+        check_fit(recipe("cluster.teacher_workers=2", "cluster.placement=colocated"), SHARED)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.yaml"))])
+def test_every_embedded_recipe_fits_one_gpu(name: str) -> None:
+    check_fit(recipe(name=name), SHARED)
+
+
+def test_what_is_shared_is_said() -> None:
+    assert "3 GPU(s) with a worker on each or 1 GPU(s) that workers take turns on" in gpus_in_words(recipe())
+    assert "or" not in gpus_in_words(recipe("cluster.learner_workers=2")).split("(s)")[0]
+    said = sharing(settle(recipe(), SHARED), SHARED)
+    assert said == "learner, engine and teacher take turns on 1 GPU(s); with 3 GPUs each would have one of its own"
+    assert "learner and engine take" in sharing(settle(recipe(), Hardware(8, 2)), Hardware(8, 2))
 
 
 def test_an_engine_beside_a_learner_takes_less_of_the_gpu() -> None:
-    assert gpu_share(recipe()) == 0.85
+    assert gpu_share(recipe(APART)) == 0.85
     assert gpu_share(recipe(*PAIRS)) == 0.4
-    assert gpu_share(recipe(*PAIRS), beside_learner=False) == 0.85
+    assert gpu_share(recipe(*PAIRS), teacher=True) == 0.85
+    assert gpu_share(recipe(*PAIRS), teacher=True, beside=2) == 0.1
     assert gpu_share(recipe(*PAIRS, "engine.gpu_memory_utilization=0.6")) == 0.6
 
 
