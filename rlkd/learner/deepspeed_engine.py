@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,25 @@ def without_inference_ops() -> None:
     import deepspeed.ops
 
     vars(deepspeed.ops)["__compatible_ops__"] = {}  # asked for by name: what is not there is not built
+
+
+@contextmanager
+def loading_sharded(learner: LearnerSpec, optim: OptimSpec, world_size: int) -> Iterator[None]:
+    """What transformers loads meanwhile is cut into shards as it comes: under ZeRO-3 no rank ever holds all of it."""
+    if (learner.zero_stage or 0) < 3:
+        yield
+        return
+    import deepspeed
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    without_inference_ops()
+    deepspeed.init_distributed(dist_init_required=False, auto_mpi_discovery=False)  # the ranks have met already
+    config = HfDeepSpeedConfig(_config(learner, optim, world_size))  # transformers asks for it as long as it lives
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del config
 
 
 class DeepSpeedEngine:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlkd.data.token_bytes import starts_pretoken
 from rlkd.divergences import Kind
 from rlkd.errors import NumericsError, RolloutError
-from rlkd.learner.deepspeed_engine import DeepSpeedEngine
+from rlkd.learner.deepspeed_engine import DeepSpeedEngine, loading_sharded
 from rlkd.learner.figures import Counts, Kept, StepPass, add_figure, add_gap, peak_memory_gib
 from rlkd.learner.loss import Denominators, Signals, build_loss
 from rlkd.learner.packing import MicroBatch, blank, pack, plan_micro_batches, score_rows
@@ -51,7 +51,8 @@ class Learner:
         self.sender: WeightSender | None = None
         self.loss = build_loss(recipe.objective)
         precision = recipe.learner.precision or "fp32"
-        model = load_causal_lm(folder, dtype=DTYPES[precision])
+        with loading_sharded(recipe.learner, recipe.optim, world_size):
+            model = load_causal_lm(folder, dtype=DTYPES[precision])
         self.tied = bool(model.config.tie_word_embeddings)
         model = with_adapters(model, recipe.learner.lora)
         if recipe.learner.gradient_checkpointing:

@@ -51,12 +51,11 @@ class SftWorker:
         Returns: the last mean loss, tokens trained, and seconds since the start or the checkpoint.
         """
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+        from transformers import AutoTokenizer, TrainerCallback, set_seed
 
         spec, hardware = SftStage.model_validate(stage), LearnerSpec.model_validate(learner)
         saving = CheckpointSpec.model_validate(checkpoint)
         set_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         half = _work_folder(output)
 
@@ -77,11 +76,11 @@ class SftWorker:
 
         if hardware.zero_stage:
             without_inference_ops()
-        trainer = _trainer(model, tokenizer, pairs, spec, hardware, seed, half, self.world_size, saving.sft_every)
+        trainer = _trainer(folder, tokenizer, pairs, spec, hardware, seed, half, self.world_size, saving.sft_every)
         trainer.add_callback(Progress())
         result = trainer.train(resume_from_checkpoint=resume)
         if (hardware.zero_stage or 0) < 3:  # there the shards are gathered as they are
-            model.to(torch.float32)
+            trainer.model.to(torch.float32)
         trainer.save_model(str(half / "policy"))
         record = {
             "loss": _mean_loss(trainer.state.log_history),
@@ -94,7 +93,7 @@ class SftWorker:
 
 
 def _trainer(
-    model: Any,
+    folder: str,
     tokenizer: Any,
     pairs: Sequence[Pair],
     stage: SftStage,
@@ -106,6 +105,7 @@ def _trainer(
 ) -> Any:
     import torch
     from datasets import Dataset
+    from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
     rows = Dataset.from_dict(
@@ -146,6 +146,9 @@ def _trainer(
         data_seed=seed,
         include_num_input_tokens_seen="all",
     )
+
+    # after its settings: with ZeRO-3 among them, transformers shards the weights as it reads them
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
     class Trainer(SFTTrainer):  # type: ignore[misc]
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

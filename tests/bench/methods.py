@@ -113,10 +113,21 @@ def privileged(_base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
     }
 
 
-FAMILIES: dict[str, tuple[str, str, Variants]] = {
-    "kdrl": ("kdrl.yaml", "KDRL", kdrl),
-    "offline": ("redi.yaml", "REDI", offline),
-    "privileged": ("opsd.yaml", "OPSD", privileged),
+@dataclass(frozen=True)
+class Family:
+    """Methods that start from one run of a recipe."""
+
+    recipe: str
+    title: str
+    variants: Variants
+    overrides: tuple[str, ...] = ()  # of that run
+
+
+FAMILIES = {
+    "kdrl": Family("kdrl.yaml", "KDRL", kdrl),
+    "offline": Family("redi.yaml", "REDI", offline),
+    # the window of whoever needs the longest, RLTF's second turns; it changes no weight
+    "privileged": Family("opsd.yaml", "OPSD", privileged, ("policy.context_length=256",)),
 }
 
 
@@ -134,12 +145,13 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs/methods"),
 ) -> None:
     """Train, compare, print."""
-    name, title, variants = FAMILIES[family]
+    chosen = FAMILIES[family]
+    name = chosen.recipe
     found: dict[str, list[tuple[float, float, dict[str, Any]]]] = {}
     for seed in range(seeds):
         place = out.resolve() / family / f"seed-{seed}"
         base = place / name.removesuffix(".yaml")
-        first = run(base, name, [f"seed={seed}"])
+        first = run(base, name, [f"seed={seed}", *chosen.overrides])
         stages = first["eval"]["per_stage"]
         before = stages["sft"]["pass@1"]
         recipe = json.loads((base / "recipe.json").read_text(encoding="utf-8"))
@@ -148,8 +160,8 @@ def main(
             teacher = f"{{kind: pretrained, path: {base}/stages/1-sft-teacher/teacher}}"
             start.append(f"teacher.model={teacher}")
             found.setdefault("(the teacher)", []).append((before, stages["sft-teacher"]["pass@1"], {}))
-        found.setdefault(title, []).append((before, first["eval"]["after"]["pass@1"], first))
-        for label, method in variants(base, recipe).items():
+        found.setdefault(chosen.title, []).append((before, first["eval"]["after"]["pass@1"], first))
+        for label, method in chosen.variants(base, recipe).items():
             folder = place / "".join(c if c.isalnum() else "-" for c in label.lower())
             summary = run(folder, method.recipe or name, [*start, *method.overrides])
             found.setdefault(label, []).append((before, summary["eval"]["after"]["pass@1"], summary))

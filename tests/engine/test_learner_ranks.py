@@ -170,6 +170,24 @@ def test_bfloat16_gradients_are_added_up_in_float32(stage: int, tmp_path: Path) 
     assert not (tmp_path / "built").exists()
 
 
+def test_no_rank_holds_a_whole_model_that_is_loaded_for_zero_3(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Each of two ranks keeps half, from the first weight that is read; what is loaded afterwards is whole again."""
+    script = str(Path(__file__).with_name("sharded_loading.py"))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(tmp_path / "store"), str(folders["teacher"])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        said, errors = rank.communicate(timeout=300)
+        assert rank.returncode == 0, errors[-3000:]
+        assert float(said.rpartition("share ")[2]) == pytest.approx(0.5, abs=0.01)
+
+
 def test_several_updates_are_the_same_on_ranks_with_unequal_work(
     one: Ranks, two: Ranks, folders: dict[str, Path]
 ) -> None:
