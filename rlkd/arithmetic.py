@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
 from rlkd.recipe.models import ModelSpec, PackagedModel, ScratchModel, TeacherSpec
 from rlkd.recipe.offline_checks import offline_stages, samples
+from rlkd.recipe.privileged import SelfTeacher
 from rlkd.recipe.privileged_checks import separate_teachers
 from rlkd.recipe.schema import OfflineStage, SftStage, Stage
 
@@ -173,6 +175,7 @@ def _memory(recipe: Recipe, policy: Shape | None) -> list[str]:
         f"rollout engine: {_gib(weights)} weights + key-value cache ({per_token / 1024:.1f} KiB a token; "
         f"{engine.kv_cache_gib} GiB on a CPU, on a GPU what {gpu_share(recipe):.0%} of it leaves)",
     ]
+    lines += [f"{name}: {_gib(size * policy.parameters)} on each learner rank" for name, size in _copies(recipe)]
     for name, spec in _local_teachers(recipe).items():
         teacher = model_shape(spec.model)
         if teacher is not None:
@@ -185,6 +188,18 @@ def _memory(recipe: Recipe, policy: Shape | None) -> list[str]:
         "Libraries add 1 to 2 GiB a process"
     )
     return lines
+
+
+def _copies(recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """Whole models that a learner keeps beside the one it trains, and their bytes a parameter."""
+    from rlkd.learner.teaching import needs_copy
+
+    weight = _BYTES[recipe.learner.precision or "fp32"]
+    if getattr(recipe.objective, "kl_coef", 0.0) and recipe.learner.lora is None:
+        yield "reference policy", weight
+    if needs_copy(recipe):
+        averaged = isinstance(recipe.teacher, SelfTeacher) and recipe.teacher.weights == "ema"
+        yield "self-teacher", weight + (4 if averaged else 0)  # an average is kept in float32
 
 
 def learner_state_bytes(recipe: Recipe, policy: Shape) -> float:

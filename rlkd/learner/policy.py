@@ -103,6 +103,24 @@ def load_causal_lm(folder: str | Path, *, dtype: torch.dtype) -> Any:
     return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention.register())
 
 
+def placed(model: Any, device: torch.device, *, room: float | None = None) -> Any:
+    """The model for passes without gradient on a device: whole, or its head and one layer at a time.
+
+    Args:
+        room: bytes that it may take there; default: a GPU's free memory less a fifth for activations.
+    """
+    if room is None:
+        room = 0.8 * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+    if sum(parameter.nbytes for parameter in model.parameters()) <= room:
+        return model.to(device)
+    from accelerate import cpu_offload
+
+    head = model.get_output_embeddings()
+    cpu_offload(model.get_decoder(), execution_device=device)  # an embedding that the head shares stays with the head
+    head.to(device)
+    return model
+
+
 def check_logits(folder: str | Path) -> None:
     """Whether a model's logits are its hidden states times its head, which is all that a packed pass computes.
 

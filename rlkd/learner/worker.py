@@ -13,7 +13,7 @@ from rlkd.learner.figures import Counts, Kept
 from rlkd.learner.learner import Learner, Update
 from rlkd.learner.packing import score_sequences
 from rlkd.learner.pairs import PairLearner
-from rlkd.learner.policy import DTYPES, PackedPolicy, load_causal_lm
+from rlkd.learner.policy import DTYPES, PackedPolicy, load_causal_lm, placed
 from rlkd.recipe import Recipe
 from rlkd.recipe.schema import OfflineStage
 from rlkd.records import TrainRow
@@ -79,10 +79,13 @@ class LearnerWorker:
         self.learner.hold_heads(folders)
 
     def score_with(self, folder: str, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """Log-probs of another model through the learner's own forward pass (the contract's known weights)."""
+        """Log-probs of another model through the learner's own forward pass (the contract's known weights).
+
+        A teacher may be too large for the learner's device: then it comes there layer by layer.
+        """
         recipe, device = self.learner.recipe, self.learner.engine.device
-        model = load_causal_lm(folder, dtype=DTYPES[recipe.learner.precision or "fp32"]).to(device).eval()
-        policy = PackedPolicy(model, temperature=recipe.rollout.temperature)
+        model = placed(load_causal_lm(folder, dtype=DTYPES[recipe.learner.precision or "fp32"]), device)
+        policy = PackedPolicy(model.eval(), temperature=recipe.rollout.temperature)
         budget = recipe.learner.tokens_per_micro_batch
         return score_sequences(policy, sequences, token_budget=budget, device=device)
 

@@ -140,6 +140,24 @@ def test_words_name_every_stage_and_figure() -> None:
     assert "through the teacher" not in without
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("grpo", ["objective.kl_coef=0.01"], "reference policy: 3.2 MiB"),
+        ("grpo", ["objective.kl_coef=0.01", "learner.lora={rank: 4}"], None),  # the base without its adapters
+        ("opsd", [], "self-teacher: 3.2 MiB"),
+        ("opsd", ["teacher.weights=ema"], "self-teacher: 6.4 MiB"),
+        ("opsd", ["teacher.weights=live"], None),
+        ("kdrl", [], None),
+    ],
+)
+def test_memory_counts_what_a_learner_keeps_beside_its_policy(
+    name: str, overrides: list[str], said: str | None
+) -> None:
+    text = describe(load_recipe(RECIPE.parent / f"{name}.yaml", overrides))
+    assert (said in text) if said else "on each learner rank" not in text
+
+
 @pytest.mark.parametrize("path", sorted(RECIPE.parent.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_can_be_described(path: Path) -> None:
     chosen = load_recipe(path)

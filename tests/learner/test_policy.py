@@ -14,12 +14,13 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GraniteConfig,
+    LlamaConfig,
     PreTrainedConfig,
 )
 
 from rlkd.errors import RecipeError
 from rlkd.learner.packing import score_sequences
-from rlkd.learner.policy import PackedPolicy, load_causal_lm
+from rlkd.learner.policy import PackedPolicy, load_causal_lm, placed
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -64,3 +65,18 @@ def test_one_that_could_and_does_not_scores_as_transformers_does(tmp_path: Path,
         logprobs = plain(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
     wanted = [float(logprobs[len(prompt) - 1 + at, token]) for at, token in enumerate(completion)]
     assert found == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_without_room_comes_layer_by_layer_and_scores_the_same(tmp_path: Path, tied: bool) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES | {"num_hidden_layers": 3}, tie_word_embeddings=tied)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    sequences = [((1, 2, 3), (4, 5, 6, 7)), ((1, 9), (8, 3))]
+    scores = []
+    for room in (None, 0.0):
+        model = placed(load_causal_lm(tmp_path, dtype=torch.float32), torch.device("cpu"), room=room)
+        held = {parameter.device.type for layer in model.model.layers for parameter in layer.parameters()}
+        assert held == {"cpu" if room is None else "meta"}
+        scores.append(score_sequences(PackedPolicy(model.eval()), sequences, token_budget=100))
+    assert scores[0] == scores[1]
