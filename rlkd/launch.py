@@ -132,12 +132,17 @@ def _is_accelerate(command: Sequence[str]) -> bool:
 
 def end_with_launcher() -> None:
     """Be told when accelerate dies: it passes no signal on, and a job without its launcher would run on unseen."""
-    if sys.platform != "linux" or not _is_accelerate(_parent_command()):
-        return
-    import ctypes
+    if _is_accelerate(_parent_command()):
+        end_with_parent()
 
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+def end_with_parent() -> None:
+    """Be told to end when the process that started this one is gone, however it went (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _asked_of_accelerate(command: Sequence[str], *, several: bool) -> int:

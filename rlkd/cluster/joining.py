@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 from rlkd.cluster.hardware import usable_cpus
 from rlkd.errors import ClusterError
-from rlkd.launch import Launch, outside
+from rlkd.launch import Launch, end_with_parent, outside
 
 START_DEADLINE_S = 600.0  # machines of one job may start minutes apart
 _ADDRESS, _DONE = "rlkd/ray_address", "rlkd/done"
@@ -143,17 +142,9 @@ def _ray_start(*arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
     environment = {**outside(os.environ), "RAY_TMPDIR": str(folder), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command, stdout=stream, stderr=stream, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+            command, stdout=stream, stderr=stream, env=environment, start_new_session=True, preexec_fn=end_with_parent
         )
     return process, log
-
-
-def _end_with_parent() -> None:
-    """In the child: be told to end when the process that started us is gone, however it went (Linux)."""
-    import ctypes
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _await_nodes(address: str, count: int, process: subprocess.Popen[bytes], log: Path, deadline_s: float) -> None:
