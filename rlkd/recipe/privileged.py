@@ -91,9 +91,9 @@ class _Distribution(PolicyGradient):
     )
     mixture_weight: Fraction = Field(default=0.5, description="jensen_shannon's beta")
     clip: Annotated[float, Field(gt=0)] | None = Field(
-        default=0.05,
-        description="OPSD's tau: cap of one vocabulary entry's summand, nats; null: none. Ours: the code's value, the "
-        "paper prints none. Not read by 'sampled'",
+        default=None,
+        description="OPSD's tau: cap of one vocabulary entry's summand, nats. The published code has 0.05, the paper "
+        "prints none. A policy far from its teacher is pushed away from what is capped. Not read by 'sampled'",
     )
     distill_coef: CoefSchedule = ConstantCoef(value=1.0)
     reward_coef: Coef = Field(default=0.0, description="weight of the policy gradient on the verifier's score")
@@ -120,7 +120,6 @@ class OpdObjective(_Distribution):
     """On-policy distillation from a separate teacher: its whole distribution, its top-k, or the sampled tokens."""
 
     kind: Literal["opd"] = "opd"
-    clip: Annotated[float, Field(gt=0)] | None = Field(default=None, description="cap of one entry's summand, nats")
 
 
 class PiDistillObjective(PolicyGradient):
