@@ -95,7 +95,12 @@ def test_a_wrong_value_names_path_and_remedy(override: str, said: list[str]) -> 
         (["rollout.temperature=0.7"], "teacher.engine 'vllm'"),
         (["cluster.max_staleness=1"], "no effect with schedule 'sync'"),
         (["cluster.schedule=async", "cluster.placement=colocated"], "cluster.placement: 'colocated'"),
-        (["cluster.weights=ipc"], "cluster.weights: 'ipc' shares the memory of one GPU"),
+        (
+            ["cluster.weights=ipc", "cluster.placement=separate"],
+            "cluster.weights: 'ipc' shares the memory of one GPU, with cluster.placement 'separate'",
+        ),
+        (["cluster.weights=ipc", "cluster.schedule=async"], "cluster.weights: 'ipc' shares the device in turns"),
+        (["cluster.weights=ipc", "engine.tensor_parallel=2"], "engine.tensor_parallel: 2 with cluster.weights: 'ipc'"),
         (["cluster.weights=nccl", "cluster.placement=colocated"], "cluster.weights: 'nccl' with cluster.placement"),
         (
             ["engine.tensor_parallel=2", "cluster.placement=colocated"],
