@@ -104,11 +104,13 @@ def offline(base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
 
 def privileged(_base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
     stage = rl(recipe["stages"][-1]["steps"])
+    data = recipe["data"]
+    same = [stage, *(f"data.{part}.config={json.dumps(data[part]['config'])}" for part in ("train", "eval"))]
     return {
-        "pi-Distill": Method([stage], "pi_distill.yaml"),
-        "RLTF-SD": Method([stage], "rltf_sd.yaml"),
-        "RLTF-FM": Method([stage], "rltf_fm.yaml"),
-        "GRPO": Method([stage], "grpo.yaml"),
+        "pi-Distill": Method(same, "pi_distill.yaml"),
+        "RLTF-SD": Method(same, "rltf_sd.yaml"),
+        "RLTF-FM": Method(same, "rltf_fm.yaml"),
+        "GRPO": Method(same, "grpo.yaml"),
         "SFT, continued": Method([more_sft(recipe, max_length=160)]),
     }
 
