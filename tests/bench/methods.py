@@ -105,7 +105,7 @@ def offline(base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
 def privileged(_base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
     stage = rl(recipe["stages"][-1]["steps"])
     data = recipe["data"]
-    same = [stage, *(f"data.{part}.config={json.dumps(data[part]['config'])}" for part in ("train", "eval"))]
+    same = [stage, *(f"data.{part}.config={json.dumps(data[part][0]['config'])}" for part in ("train", "eval"))]
     return {
         "pi-Distill": Method(same, "pi_distill.yaml"),
         "RLTF-SD": Method(same, "rltf_sd.yaml"),
