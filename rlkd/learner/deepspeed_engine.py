@@ -29,7 +29,10 @@ def without_inference_ops() -> None:
 
 @contextmanager
 def loading_sharded(learner: LearnerSpec, optim: OptimSpec, world_size: int) -> Iterator[None]:
-    """What transformers loads meanwhile is cut into shards as it comes: under ZeRO-3 no rank ever holds all of it."""
+    """Under ZeRO-3, what transformers loads meanwhile is cut into shards as it comes: no device ever holds all of it.
+
+    Each rank still maps the checkpoint's files into its host's memory.
+    """
     if (learner.zero_stage or 0) < 3:
         yield
         return

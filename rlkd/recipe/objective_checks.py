@@ -52,7 +52,7 @@ def _divergence(objective: OpsdObjective | OpdObjective) -> Iterator[str]:
     )
     if in_reward and objective.divergence not in (default.divergence, "sampled"):
         yield f"objective.divergence: '{objective.divergence}' acts on nothing, as {why}; leave it out"
-    if sampled and objective.clip not in (default.clip, None):
+    if sampled and objective.clip is not None:
         yield f"objective.clip: {objective.clip} acts on nothing, as {why}; leave it out"
     mixes = objective.divergence == "jensen_shannon" and not in_reward
     if not mixes and objective.mixture_weight != default.mixture_weight:

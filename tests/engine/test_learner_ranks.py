@@ -170,8 +170,10 @@ def test_bfloat16_gradients_are_added_up_in_float32(stage: int, tmp_path: Path) 
     assert not (tmp_path / "built").exists()
 
 
-def test_no_rank_holds_a_whole_model_that_is_loaded_for_zero_3(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Each of two ranks keeps half, from the first weight that is read; what is loaded afterwards is whole again."""
+def test_each_rank_keeps_its_share_of_a_model_that_is_loaded_for_zero_3(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Each of two ranks has half before DeepSpeed starts; what is loaded afterwards is whole again."""
     script = str(Path(__file__).with_name("sharded_loading.py"))
     ranks = [
         subprocess.Popen(
