@@ -73,9 +73,12 @@ def _sections(recipe: Recipe) -> Iterator[str]:
     if isinstance(recipe.teacher, SelfTeacher) and not isinstance(objective, OpsdObjective):
         remedy = "leave the section out" if objective.kind in ("pi_distill", "rltf", "grpo") else "write a model"
         yield f"teacher.kind: 'self' is read by objective 'opsd' only; with '{objective.kind}' {remedy}"
-    if isinstance(objective, RltfObjective) != (recipe.feedback is not None):
-        yield f"feedback: is read by objective 'rltf', which needs it; objective.kind is '{objective.kind}'"
-    if recipe.privileged is not None and objective.kind in ("grpo", "rltf", "alm"):
+    warmed_up = {context for stage in recipe.stages if isinstance(stage, SftStage) for context in stage.contexts}
+    if isinstance(objective, RltfObjective) and recipe.feedback is None:
+        yield "feedback: objective 'rltf' needs it, e.g. feedback: {source: {kind: rule}}"
+    if not isinstance(objective, RltfObjective) and recipe.feedback is not None and "second_turn" not in warmed_up:
+        yield f"feedback: is read by objective 'rltf', not by '{objective.kind}'; leave the section out"
+    if recipe.privileged is not None and objective.kind in ("grpo", "rltf", "alm") and "privileged" not in warmed_up:
         yield f"privileged: objective '{objective.kind}' shows it to no one; leave the section out"
     if isinstance(objective, RltfObjective) and recipe.cluster.schedule == "async":
         yield "cluster.schedule: 'async' cannot sample a second turn ahead of the first; write schedule: sync"
@@ -83,11 +86,17 @@ def _sections(recipe: Recipe) -> Iterator[str]:
 
 def _stages(recipe: Recipe) -> Iterator[str]:
     for index, stage in enumerate(recipe.stages):
-        if isinstance(stage, SftStage) and stage.contexts != "bare":
-            if recipe.privileged is None:
-                yield f"stages.{index}.contexts: '{stage.contexts}', but the recipe has no `privileged:` section"
-            if stage.data is not None:
-                yield f"stages.{index}.contexts: '{stage.contexts}' is for data.train; leave stages.{index}.data out"
+        if not isinstance(stage, SftStage) or stage.contexts == ["bare"]:
+            continue
+        where, contexts = f"stages.{index}.contexts", stage.contexts
+        if len(set(contexts)) < len(contexts):
+            yield f"{where}: {contexts} names one twice"
+        if "privileged" in contexts and recipe.privileged is None:
+            yield f"{where}: 'privileged', but the recipe has no `privileged:` section"
+        if "second_turn" in contexts and (recipe.feedback is None or recipe.feedback.source.kind != "rule"):
+            yield f"{where}: 'second_turn' takes its feedback by rule; write feedback: {{source: {{kind: rule}}}}"
+        if stage.data is not None:
+            yield f"{where}: {contexts} are for data.train; leave stages.{index}.data out"
 
 
 def _template(recipe: Recipe) -> Iterator[str]:

@@ -129,8 +129,11 @@ class SftStage(Section):
     batch_size: Positive = Field(default=64, description="sequences per update over all ranks")
     max_length: Positive = 1024
     packing: bool = False
-    contexts: Literal["bare", "privileged", "both"] = Field(
-        default="bare", description="the prompt before each solution: the student's, the teacher's, or one of each"
+    contexts: list[Literal["bare", "privileged", "second_turn"]] = Field(
+        default=["bare"],
+        min_length=1,
+        description="prompts before each solution, a row of each: the student's, the teacher's, or the second turn's, "
+        "after feedback on a wrong attempt, for which another row's solution stands",
     )
     optim: OptimSpec = OptimSpec(lr=1e-3, schedule="cosine", warmup_steps=20)
 

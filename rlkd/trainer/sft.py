@@ -14,6 +14,7 @@ from rlkd.recipe.schema import SftStage
 from rlkd.records import Prompt
 from rlkd.trainer.context import Run
 from rlkd.trainer.sampling import derive_seed
+from rlkd.trainer.second_turns import second_turns
 
 SFT_WORKER = "rlkd.learner.trl_sft:SftWorker"
 
@@ -79,12 +80,12 @@ def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[
             f"stages.{stage.name}: none of its {len(prompts)} examples has a worked solution; map "
             "data.*.fields.solution, or use a reasoning-gym task that carries one (chain_sum, gsm_symbolic)"
         )
+    prompts = [prompt for prompt in prompts if prompt.example.solution is not None]
+    seconds = second_turns(run, prompts) if "second_turn" in stage.contexts else {}
     pairs, long = [], 0
-    for prompt in prompts:
-        if prompt.example.solution is None:
-            continue
+    for at, prompt in enumerate(prompts):
         completion = run.builder.completion_ids(prompt.example, prompt)
-        for ids in _contexts(prompt, stage):
+        for ids in _contexts(prompt, stage, seconds.get(at)):
             if len(ids) + len(completion) > stage.max_length:
                 long += 1
             else:
@@ -98,11 +99,11 @@ def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[
     return pairs
 
 
-def _contexts(prompt: Prompt, stage: SftStage) -> list[tuple[int, ...]]:
-    """A model that starts from nothing has to learn to use privileged text before it can teach with it."""
-    bare, taught = prompt.token_ids, prompt.teacher_ids
-    both = [bare] if prompt.privileged is None else [bare, taught]  # a row without privileged text stands there once
-    return {"bare": [bare], "privileged": [taught], "both": both}[stage.contexts]
+def _contexts(prompt: Prompt, stage: SftStage, second: tuple[int, ...] | None = None) -> list[tuple[int, ...]]:
+    """A model that starts from nothing has to learn to use what it is told before it can teach with it."""
+    named = {"bare": prompt.token_ids, "privileged": prompt.teacher_ids, "second_turn": second}
+    found = [ids for name in stage.contexts if (ids := named[name]) is not None]
+    return list(dict.fromkeys(found))  # a row without privileged text stands there once
 
 
 def _cut(progress: Path, step: int) -> None:

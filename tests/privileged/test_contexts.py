@@ -218,6 +218,12 @@ TWO_TURNS = {
     "feedback": {"max_prompt_tokens": 900},
     "advantage": {"kind": "group", "baseline": "mean", "scale": "none"},
 }
+
+
+def _warm_up(*contexts: str) -> list[dict[str, Any]]:
+    return [{"kind": "sft", "steps": 30, "contexts": list(contexts)}, {"kind": "rl", "steps": 1}]
+
+
 IN_REWARD = {"kind": "opsd", "kl_in": "reward", "reward_coef": 1.0}
 SHAPED = {"outcome": "math", "shaping": [{"verifier": "repetition"}]}
 
@@ -257,7 +263,12 @@ SHAPED = {"outcome": "math", "shaping": [{"verifier": "repetition"}]}
             {"objective__kind": "rltf", "privileged": None, "teacher": None, "feedback": {"max_prompt_tokens": 900}},
             "divides by nothing",
         ),
-        ({"objective__kind": "rltf", "privileged": None, "teacher": None}, "feedback: is read by objective 'rltf'"),
+        ({"objective__kind": "rltf", "privileged": None, "teacher": None}, "feedback: objective 'rltf' needs it"),
+        ({"feedback": {"max_tokens": 32}}, "feedback: is read by objective 'rltf', not by 'opsd'"),
+        ({"stages": _warm_up("second_turn")}, "stages.0.contexts: 'second_turn' takes its feedback by rule"),
+        ({"stages": _warm_up("bare", "bare")}, "names one twice"),
+        ({"stages": _warm_up()}, "stages.0.*contexts"),
+        ({**TWO_TURNS, "stages": _warm_up("privileged")}, "'privileged', but the recipe has no `privileged:` section"),
     ],
 )
 def test_contradictions_are_refused_before_anything_starts(
@@ -278,3 +289,12 @@ def test_contradictions_are_refused_before_anything_starts(
 )
 def test_settings_that_act_are_taken(make_recipe: Make, objective: dict[str, Any]) -> None:
     assert make_recipe(objective=objective).objective.kind == "opsd"
+
+
+def test_a_warm_up_may_show_what_its_objective_does_not(make_recipe: Make) -> None:
+    stages = _warm_up("bare", "privileged", "second_turn")
+    for objective in ("grpo", "opsd", "rltf"):
+        teacher = {"kind": "self"} if objective == "opsd" else None
+        changes = {**TWO_TURNS, "objective__kind": objective, "teacher": teacher, "privileged__field": "solution"}
+        changes.pop("privileged")
+        assert make_recipe(**changes, stages=stages).objective.kind == objective

@@ -12,6 +12,7 @@ import tiny
 import torch
 from transformers import AutoTokenizer
 
+from reward.pool import VerifierPool
 from reward.verdict import Verdict
 from rlkd import objectives
 from rlkd.data.privileged import PrivilegedBuilder
@@ -33,8 +34,10 @@ from rlkd.records import Chunks, Example, Prompt, Rollout, RolloutGroup, TrainRo
 from rlkd.rollout.feedback import build_feedback
 from rlkd.trainer.alm import BROKEN, Aligned, Aligner, _debiased, _plain, read_teachers
 from rlkd.trainer.assemble import Judged, denominators, plan_updates
+from rlkd.trainer.context import Run
 from rlkd.trainer.plan import PiDistillPlan, SelfDistillPlan
 from rlkd.trainer.rltf import RltfPlan
+from rlkd.trainer.second_turns import second_turns
 
 Make = Callable[..., Recipe]
 FEEDBACK = {"source": {"kind": "rule", "hint": "{solution}"}, "max_tokens": 64, "max_prompt_tokens": 1200}
@@ -257,6 +260,28 @@ def test_a_second_turn_continues_the_very_tokens_of_the_first(
     cut = turns.second_prompt(prompt, odd, "Look again.")  # a cut answer gets the end of its turn from the template
     assert tokenizer.decode(cut[len(prompt.token_ids) + len(odd) :]) == tail
     assert recipe.feedback is not None
+
+
+def test_a_warm_up_comments_on_another_rows_solution(
+    make_recipe: Make,
+    tokenizer: Any,
+    gsm8k: list[Example],
+    engineless_run: Callable[[Recipe, Path], Run],
+    tmp_path: Path,
+) -> None:
+    recipe, turns = _turns(make_recipe, tokenizer)
+    rows = [gsm8k[0], gsm8k[1], replace(gsm8k[2], answer=gsm8k[0].answer)]  # the first's solution answers the third too
+    prompts = [turns.builder.prompt(example) for example in rows]
+    with VerifierPool("math", workers=1) as pool:
+        run = replace(engineless_run(recipe, tmp_path), builder=turns.builder, pool=pool)
+        found = second_turns(run, prompts)
+    assert set(found) == {0, 1}
+    for at, ids in found.items():
+        attempt = turns.builder.completion_ids(rows[at + 1], prompts[at + 1])
+        assert ids[: len(prompts[at].token_ids) + len(attempt)] == (*prompts[at].token_ids, *attempt)
+        told = tokenizer.decode(ids[len(prompts[at].token_ids) + len(attempt) :])
+        assert f"{gsm8k[at + 1].answer} is wrong." in told
+        assert (rows[at].solution or "")[:40] in told
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(

@@ -65,6 +65,8 @@ def test_a_model_saved_without_weights_is_an_error_that_keeps_the_checkpoints(tm
 def test_a_row_without_privileged_text_is_trained_once() -> None:
     bare = Prompt(Example("a", "q", "1"), "q", (1, 2))
     told = replace(bare, privileged=PrivilegedPrompt("s q", (3, 1, 2), "s"))
-    both = SftStage(steps=3, contexts="both")
+    both = SftStage(steps=3, contexts=["bare", "privileged"])
     assert [_contexts(prompt, both) for prompt in (bare, told)] == [[(1, 2)], [(1, 2), (3, 1, 2)]]
-    assert _contexts(bare, SftStage(steps=3, contexts="privileged")) == [(1, 2)]
+    assert _contexts(bare, SftStage(steps=3, contexts=["privileged"])) == [(1, 2)]
+    assert _contexts(told, SftStage(steps=3, contexts=["second_turn"]), (1, 2, 9)) == [(1, 2, 9)]
+    assert _contexts(told, SftStage(steps=3, contexts=["second_turn"])) == []
