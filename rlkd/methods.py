@@ -140,7 +140,6 @@ METHODS: dict[str, Method] = {
         (
             "divergence",
             "chunked_divergence",
-            "chunked_divergence_loss",
             "jensen_shannon",
             "forward_kl",
             "additive_advantage",
@@ -179,7 +178,7 @@ METHODS: dict[str, Method] = {
         "GKD",
         "2306.13649",
         "generalised Jensen-Shannon on a fixed share of on-policy rows",
-        ("jensen_shannon", "mixed_source_weights", "forward_kl", "reverse_kl", "chunked_divergence_loss"),
+        ("jensen_shannon", "mixed_source_weights", "forward_kl", "reverse_kl", "chunked_divergence"),
         ("gkd",),
     ),
     "minillm": Method(

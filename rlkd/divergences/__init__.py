@@ -1,6 +1,6 @@
 """How far the policy's next-token distribution is from the teacher's. KL directions are in the names."""
 
-from rlkd.divergences.chunked import DivergenceLoss, chunked_divergence, chunked_divergence_loss
+from rlkd.divergences.chunked import chunked_divergence
 from rlkd.divergences.cross_tokenizer import (
     Chunk,
     align_chunks,
@@ -43,7 +43,6 @@ from rlkd.divergences.vocabulary import (
 __all__ = [
     "DIVERGENCES",
     "Chunk",
-    "DivergenceLoss",
     "DivergenceOutput",
     "Kind",
     "Support",
@@ -56,7 +55,6 @@ __all__ = [
     "chunk_logprobs",
     "chunked_bucketed",
     "chunked_divergence",
-    "chunked_divergence_loss",
     "chunked_top_support",
     "complete",
     "divergence",

@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -14,7 +14,6 @@ from rlkd.divergences.kernels import ChunkResult, Setting, chunk_divergence
 from rlkd.divergences.summands import Kind, resolve
 from rlkd.divergences.vocabulary import DivergenceOutput
 from rlkd.errors import NumericsError
-from rlkd.tensors.checks import require_floating
 from rlkd.tensors.chunked import HeadGradient, Slopes, check_temperature, checked_chunk_size, chunk_logits
 from rlkd.tensors.rowwise import MIN_ROWS
 
@@ -35,6 +34,7 @@ def chunked_divergence(
     mixture_weight: float | None = None,
     clip: float = math.inf,
     temperature: float = 1.0,
+    weighed_alike: Bool[Tensor, " N"] | None = None,
     chunk_size: int | None = None,
 ) -> DivergenceOutput:
     """``divergence`` of the two heads' distributions, a chunk of positions at a time.
@@ -47,87 +47,38 @@ def chunked_divergence(
         teacher_hidden, teacher_head_weight, teacher_head_bias: [N, E], [W, E], [W]; the width may differ. No gradient.
         vocabulary_size: entries that both models share, counted from 0 (heads are often padded to different sizes);
             the rest is left out of both distributions. Needed when V and W differ.
+        weighed_alike: [N] where the loss will give every position the same weight, and 0 elsewhere, as a mean over
+            trained tokens does. The gradient is then taken on the way: no product is computed twice, and no slope kept.
+            Another incoming gradient is computed anew, as exactly and at the price of this pass.
         chunk_size: positions at a time; default: 32 MiB of float32 logits a model, and at least 128 positions.
 
     Returns: DivergenceOutput of [N], float32 (float64 for float64 input).
-    Gradient: exact; that of the first positions is kept (256 MiB in hidden's dtype), that of the others recomputed by
-        chunks. Positions whose incoming gradient is zero (masked) are skipped, so that NaN in them is harmless.
+    Gradient: exact; without ``weighed_alike`` that of the first positions is kept (256 MiB in hidden's dtype) and that
+        of the others recomputed by chunks. Positions whose incoming gradient is zero (masked) are skipped, so that NaN
+        in them is harmless.
     Raises: NumericsError for shapes, dtypes, vocabularies or settings that don't fit.
     Source: as ``divergence``; chunking as in Liger-Kernel's fused linear losses, without their assumption of a mean.
     Tested: test_chunked_divergence_equals_plain, test_chunked_divergence_gradcheck,
-        test_padded_vocabularies_are_left_out, test_masked_positions_may_hold_nan
+        test_padded_vocabularies_are_left_out, test_masked_positions_may_hold_nan,
+        test_positions_weighed_alike_take_one_pass, test_another_weight_is_computed_anew
     """
     heads = (hidden, head_weight, head_bias, teacher_hidden, teacher_head_weight, teacher_head_bias)
     teacher, shared, size = _checked_heads(*heads, vocabulary_size, chunk_size)
-    setting = _setting(kind, mixture_weight, clip, temperature)
+    check_temperature(temperature)
+    if weighed_alike is not None and (weighed_alike.dtype != torch.bool or weighed_alike.shape != hidden.shape[:1]):
+        found = f"{weighed_alike.dtype} {list(weighed_alike.shape)}"
+        raise NumericsError(f"weighed_alike is {found}, but must be torch.bool [{hidden.shape[0]}]")
+    setting = Setting(*resolve(kind, mixture_weight, clip), temperature)
     values, share = _ChunkedDivergence.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight, head_bias, teacher, shared, setting, size, torch.is_grad_enabled()
+        hidden, head_weight, head_bias, teacher, shared, setting, size, torch.is_grad_enabled(), weighed_alike
     )
     return DivergenceOutput(values, share)
-
-
-class DivergenceLoss(NamedTuple):
-    """Weighted sum over positions, the only part with a gradient; then, for statistics, each position's values."""
-
-    loss: Float[Tensor, ""]
-    per_token: Float[Tensor, " N"]
-    clipped_share: Float[Tensor, " N"]
-
-
-def chunked_divergence_loss(
-    *,
-    kind: Kind,
-    hidden: Float[Tensor, "N D"],
-    head_weight: Float[Tensor, "V D"],
-    teacher_hidden: Float[Tensor, "N E"],
-    teacher_head_weight: Float[Tensor, "W E"],
-    loss_weights: Float[Tensor, " N"],
-    head_bias: Float[Tensor, " V"] | None = None,
-    teacher_head_bias: Float[Tensor, " W"] | None = None,
-    vocabulary_size: int | None = None,
-    mixture_weight: float | None = None,
-    clip: float = math.inf,
-    temperature: float = 1.0,
-    chunk_size: int | None = None,
-) -> DivergenceLoss:
-    """Weighted sum of ``chunked_divergence`` with its gradient taken on the way: one pass, no product computed twice.
-
-        loss = sum_n loss_weights_n * divergence_n
-
-    Args:
-        loss_weights: [N] weight of each position, e.g. coefficient / global denominator where it is trained and 0
-            elsewhere. Positions of weight 0 are not computed at all, so that NaN in them is harmless. No gradient.
-        Everything else: as in chunked_divergence.
-
-    Returns: DivergenceLoss; per_token and clipped_share are 0 at positions of weight 0.
-    Gradient: exact, of ``loss`` only. The head's gradient is held from here to the backward pass, which hands it out:
-        it can be taken once.
-    Raises: NumericsError for shapes, dtypes, vocabularies, settings or weights (not finite) that don't fit.
-    Source: as ``divergence``; one pass as in Liger-Kernel's fused linear losses, for any reduction.
-    Tested: test_one_pass_loss_equals_two_passes, test_positions_without_weight_may_hold_nan,
-        test_one_pass_gradient_is_taken_once
-    """
-    heads = (hidden, head_weight, head_bias, teacher_hidden, teacher_head_weight, teacher_head_bias)
-    teacher, shared, size = _checked_heads(*heads, vocabulary_size, chunk_size)
-    setting = _setting(kind, mixture_weight, clip, temperature)
-    require_floating(loss_weights=loss_weights)
-    if loss_weights.shape != hidden.shape[:1] or not bool(loss_weights.isfinite().all()):
-        raise NumericsError(f"loss_weights is {list(loss_weights.shape)}, but must be finite and [{hidden.shape[0]}]")
-    loss, values, share = _ChunkedDivergenceLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight, head_bias, teacher, shared, setting, size, loss_weights.detach()
-    )
-    return DivergenceLoss(loss, values, share)
 
 
 class _Teacher(NamedTuple):
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
-
-
-def _setting(kind: str, mixture_weight: float | None, clip: float, temperature: float) -> Setting:
-    check_temperature(temperature)
-    return Setting(*resolve(kind, mixture_weight, clip), temperature)
 
 
 def _checked_heads(
@@ -219,29 +170,52 @@ class _ChunkedDivergence(torch.autograd.Function):
         setting: Setting,
         size: int,
         is_training: bool,  # in here autograd is always off, and needs_input_grad doesn't know
+        alike: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         heads = _Heads(hidden, weight, bias, teacher, shared)
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         values = torch.empty(hidden.shape[0], dtype=precise, device=hidden.device)
         share = torch.zeros_like(values)
-        slopes = Slopes(hidden, shared, wanted=is_training and any(ctx.needs_input_grad[:3]))
+        needs = ctx.needs_input_grad[:3]
+        trains = is_training and any(needs)
+        slopes = Slopes(hidden, shared, wanted=trains and alike is None)
+        ahead = HeadGradient(hidden, weight, bias, needs) if trains and alike is not None else None
+
+        def fill(rows: slice | Tensor, *, with_gradient: bool) -> Tensor | None:
+            chunk = heads.compute(rows, setting, with_gradient=with_gradient)
+            values[rows] = chunk.values
+            if chunk.share is not None:
+                share[rows] = chunk.share
+            return chunk.gradient
+
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, hidden.shape[0], size):
-                rows = slice(start, start + size)
-                chunk = heads.compute(rows, setting, with_gradient=slopes.takes(len(values[rows])))
-                values[rows] = chunk.values
-                if chunk.share is not None:
-                    share[rows] = chunk.share
-                if chunk.gradient is not None:
-                    slopes.keep(chunk.gradient)
+            if ahead is None or alike is None:
+                for start in range(0, hidden.shape[0], size):
+                    span = slice(start, start + size)
+                    slope = fill(span, with_gradient=slopes.takes(len(values[span])))
+                    if slope is not None:
+                        slopes.keep(slope)
+            else:
+                for rows in _places(alike, size):
+                    slope = fill(rows, with_gradient=True)
+                    assert slope is not None
+                    ahead.add(rows, hidden[rows], slope.div_(setting.temperature))
+                for rows in _places(~alike, size):
+                    fill(rows, with_gradient=False)
         ctx.save_for_backward(hidden, weight, bias, *teacher)
         ctx.shared, ctx.setting, ctx.size, ctx.slopes = shared, setting, size, slopes
+        ctx.alike, ctx.ahead = alike, ahead
         ctx.mark_non_differentiable(share)
         return values, share
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor, _share: Tensor) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * 6
+        # handed out, not copied: a copy of the head's gradient would be the largest thing in memory
+        ahead, ctx.ahead = ctx.ahead, None
+        if ahead is not None and (factor := _common(gradient, ctx.alike)) is not None:
+            return *(None if part is None else part.mul_(factor) for part in ahead.result()), *nothing
         hidden, weight, bias, *teacher = ctx.saved_tensors
         heads = _Heads(hidden, weight, bias, _Teacher(*teacher), ctx.shared)
         sums = HeadGradient(hidden, weight, bias, ctx.needs_input_grad[:3])
@@ -251,49 +225,17 @@ class _ChunkedDivergence(torch.autograd.Function):
                 assert slope is not None
                 slope *= gradient[rows, None] / ctx.setting.temperature
                 sums.add(rows, hidden[rows], slope)
-        return *sums.result(), None, None, None, None, None
+        return *sums.result(), *nothing
 
 
-class _ChunkedDivergenceLoss(torch.autograd.Function):
-    """Loss and gradient in one pass over the vocabulary: no product is computed twice."""
+def _places(mask: Tensor, size: int) -> list[Tensor]:
+    """Indices of the mask's positions, ``size`` at a time."""
+    found = mask.nonzero().squeeze(1)
+    return list(found.split(size)) if len(found) else []
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        teacher: _Teacher,
-        shared: int,
-        setting: Setting,
-        size: int,
-        loss_weights: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        heads = _Heads(hidden, weight, bias, teacher, shared)
-        needs = ctx.needs_input_grad[:3]
-        sums = HeadGradient(hidden, weight, bias, needs)
-        precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        values = torch.zeros(hidden.shape[0], dtype=precise, device=hidden.device)
-        share, weights = torch.zeros_like(values), loss_weights.to(precise)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for rows in weights.nonzero().squeeze(1).split(size):
-                chunk = heads.compute(rows, setting, with_gradient=any(needs))
-                values[rows] = chunk.values
-                if chunk.share is not None:
-                    share[rows] = chunk.share
-                if chunk.gradient is not None:
-                    chunk.gradient.mul_(weights[rows, None] / setting.temperature)
-                    sums.add(rows, hidden[rows], chunk.gradient)
-        ctx.sums = sums.result()
-        ctx.mark_non_differentiable(values, share)
-        return (weights * values).sum(), values, share
 
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.sums is None:
-            raise NumericsError("the gradient of a chunked_divergence_loss can be taken once; compute the loss again")
-        # handed out, not copied: a copy of the head's gradient would be the largest thing in memory
-        sums, ctx.sums = ctx.sums, None
-        scaled = [None if part is None else part.mul_(gradient.to(part.dtype)) for part in sums]
-        return *scaled, None, None, None, None, None
+def _common(gradient: Tensor, alike: Tensor) -> float | None:
+    """The one number that the gradient holds at ``alike``, if it holds 0 everywhere else."""
+    inside = gradient[alike]
+    factor = float(inside[0]) if len(inside) else 0.0  # as a number: a bfloat16 tensor would round it
+    return factor if torch.equal(gradient, alike * torch.full_like(gradient, factor)) else None

@@ -42,12 +42,16 @@ class Head:
 
 @dataclass(frozen=True)
 class HiddenComparison:
-    """A teacher's hidden states [M, E] at M of the N predicted tokens, and the head that turns them into logits."""
+    """A teacher's hidden states [M, E] at M of the N predicted tokens, and the head that turns them into logits.
+
+    ``weighed_alike`` [M]: the positions that the loss will give one weight, and 0 the others (``chunked_divergence``).
+    """
 
     measure: Measure
     hidden: Tensor
     positions: Tensor  # [M] indices into the micro-batch's N tokens
     head: Head = Head()
+    weighed_alike: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ def _by_heads(comparison: HiddenComparison, hidden: Tensor, head: Head, temperat
         # one tokenizer, checked at the start: heads that differ are padded to different sizes
         vocabulary_size=None if rows[0] == rows[1] else min(rows),
         temperature=temperature,
+        weighed_alike=comparison.weighed_alike,
     )
 
 

@@ -20,7 +20,7 @@ from rlkd.learner.packing import MicroBatch, blank, cut_group, group_cost, pack,
 from rlkd.learner.policy import PackedPolicy, PolicyOutput
 from rlkd.learner.teacher_views import boundaries, sent_comparisons
 from rlkd.recipe import Recipe
-from rlkd.recipe.objectives import OpdObjective, OpsdObjective, PiDistillObjective
+from rlkd.recipe.objectives import OpdObjective, OpsdObjective, PiDistillObjective, PolicyGradient
 from rlkd.recipe.privileged import SelfTeacher
 from rlkd.records import TrainRow
 
@@ -176,6 +176,18 @@ class Teaching:
 
     def compare(self, batch: MicroBatch) -> tuple[list[Comparison], Tensor | None]:
         """Comparisons of a micro-batch, and [N] teacher log-probs where a sampled-token objective reads them."""
+        found, sampled = self._compare(batch)
+        objective = self.recipe.objective
+        if not isinstance(objective, PolicyGradient) or objective.reduction != "token":
+            return found, sampled
+        # a mean over tokens; should a correction weigh them after all, their gradient is computed anew
+        counts = torch.tensor([row.trained and row.distilled for row in batch.rows], device=batch.row.device)[batch.row]
+        return [
+            replace(one, weighed_alike=counts[one.positions]) if isinstance(one, HiddenComparison) else one
+            for one in found
+        ], sampled
+
+    def _compare(self, batch: MicroBatch) -> tuple[list[Comparison], Tensor | None]:
         objective = self.recipe.objective
         if isinstance(objective, OpdObjective):
             measure = _measure(objective)

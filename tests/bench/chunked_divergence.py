@@ -26,7 +26,7 @@ import torch
 SIZES = {49_152: 576, 151_936: 896}  # vocabulary -> width: SmolLM2-135M, Qwen2.5-0.5B
 GIGA = 2**30
 BETA = {"forward_kl": 0.0, "jensen_shannon": 0.5, "reverse_kl": 1.0}
-VARIANTS = ("one pass", "chunked", "plain", "trl chunked", "trl plain")
+VARIANTS = ("chunked", "plain", "trl chunked", "trl plain")
 PLAIN_COPIES = 16  # [T, V] float32 tensors that a plain step holds at its peak, at most; decides what is tried at all
 
 
@@ -59,15 +59,11 @@ def build(case: Case) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:
     kind, weight = setting["kind"], setting["mixture_weight"]
     setting |= {"hidden": hidden, "head_weight": head}
     setting |= {"teacher_hidden": teacher_hidden, "teacher_head_weight": teacher_head}
-    if case.variant == "one pass":
-        from rlkd.divergences import chunked_divergence_loss
-
-        weights = torch.full((case.tokens,), 1 / case.tokens)
-        return lambda: chunked_divergence_loss(**setting, loss_weights=weights).loss, trained
     if case.variant == "chunked":
         from rlkd.divergences import chunked_divergence
 
-        return lambda: chunked_divergence(**setting).per_token.mean(), trained
+        alike = torch.ones(case.tokens, dtype=torch.bool)  # as in training
+        return lambda: chunked_divergence(**setting, weighed_alike=alike).per_token.mean(), trained
     if case.variant == "plain":
         from rlkd.divergences import divergence
 

@@ -87,6 +87,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "mixture_weight": 0.5,
         "clip": math.inf,
         "temperature": 1.0,
+        "weighed_alike": torch.arange(B) != 1,
         "chunk_size": 2,
     },
     "top_support": {"logits": draw(0, B, V), "k": K},
@@ -236,7 +237,6 @@ GOOD: dict[str, dict[str, Any]] = {
     "hard_switch": {"step": 3, "at": 2, "before": 1.0, "after": 0.0},
     "linear": {"step": 3, "start": 0.0, "end": 1.0, "steps": 10},
 }
-GOOD["chunked_divergence_loss"] = GOOD["chunked_divergence"] | {"loss_weights": draw(7, B)}
 
 nan, inf = math.nan, math.inf
 UNIT = [-0.1, 1.1, nan]

@@ -17,7 +17,6 @@ from rlkd.divergences import (
     bucketed,
     chunked_bucketed,
     chunked_divergence,
-    chunked_divergence_loss,
     chunked_top_support,
     complete,
     divergence,
@@ -198,21 +197,57 @@ def test_chunked_divergence_gradcheck(kind: Any, weight: float | None) -> None:
 @pytest.mark.parametrize(("kind", "weight"), SETTINGS)
 @pytest.mark.parametrize("clip", [math.inf, 0.05])
 @pytest.mark.parametrize("chunk_size", [2, None])
-def test_one_pass_loss_equals_two_passes(kind: Any, weight: float | None, clip: float, chunk_size: int | None) -> None:
+@pytest.mark.parametrize("alike", [torch.ones(7) > 0, torch.arange(7) % 3 > 0], ids=["all", "some"])
+def test_positions_weighed_alike_take_one_pass(
+    kind: Any, weight: float | None, clip: float, chunk_size: int | None, alike: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = heads() | {"head_bias": logits(5, 9).requires_grad_()}
-    trained = [inputs["hidden"].requires_grad_(), inputs["head_weight"].requires_grad_(), inputs["head_bias"]]
+    parts = [inputs["hidden"].requires_grad_(), inputs["head_weight"].requires_grad_(), inputs["head_bias"]]
     setting: dict[str, Any] = {"kind": kind, "mixture_weight": weight, "clip": clip, "temperature": 1.3}
-    weights = torch.tensor([0.5, 0.0, 2.0, -1.0, 0.1, 0.0, 1.0], dtype=torch.float64)
-    one = chunked_divergence_loss(**inputs, **setting, loss_weights=weights, chunk_size=chunk_size)
+    weights = alike.double() * 0.7
+    one = chunked_divergence(**inputs, **setting, weighed_alike=alike, chunk_size=chunk_size)
     two = chunked_divergence(**inputs, **setting)
-    prove(FAMILY, f"one pass, {kind}", one.loss[None], (weights * two.per_token).sum()[None], 1e-12)
-    prove(FAMILY, f"one pass, {kind}, values", one.per_token, two.per_token.where(weights != 0, 0.0), 1e-12)
-    torch.testing.assert_close(one.clipped_share, two.clipped_share.where(weights != 0, 0.0), rtol=0, atol=1e-14)
-    assert not one.per_token.requires_grad
-    got = torch.autograd.grad(3 * one.loss, trained)
-    want = torch.autograd.grad(3 * (weights * two.per_token).sum(), trained)
+    prove(FAMILY, f"one pass, {kind}, values", one.per_token, two.per_token, 1e-12)
+    torch.testing.assert_close(one.clipped_share, two.clipped_share, rtol=0, atol=1e-14)
+    want = torch.autograd.grad((weights * two.per_token).sum(), parts)
+    monkeypatch.setattr("rlkd.divergences.chunked._Heads.compute", None)  # nothing may be computed again
+    got = torch.autograd.grad((weights * one.per_token).sum(), parts)
     for name, first, second in zip(("hidden", "head", "bias"), got, want, strict=True):
         prove(FAMILY, f"one pass, {kind}, d {name}", first, second, 1e-12)
+
+
+@pytest.mark.parametrize("weights", [[1, 1, 1, 2, 1, 0, 1], [1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 0]])
+def test_another_weight_is_computed_anew(weights: list[float]) -> None:
+    """Not what was counted on: unequal, more positions, others. And a second time, when the gradient is handed out."""
+    inputs = heads()
+    parts = [inputs["hidden"].requires_grad_(), inputs["head_weight"].requires_grad_()]
+    alike, given = torch.arange(7) != 5, torch.tensor(weights, dtype=torch.float64)
+    want = torch.autograd.grad((given * chunked_divergence(kind="reverse_kl", **inputs).per_token).sum(), parts)
+    one = chunked_divergence(kind="reverse_kl", **inputs, weighed_alike=alike).per_token
+    got = torch.autograd.grad((given * one).sum(), parts, retain_graph=True)
+    again = torch.autograd.grad((alike * one).sum(), parts)
+    plain = chunked_divergence(kind="reverse_kl", **inputs).per_token
+    for first, second in zip((*got, *again), (*want, *torch.autograd.grad((alike * plain).sum(), parts)), strict=True):
+        prove(FAMILY, "one pass, other weights", first, second, 1e-12)
+
+
+def test_a_row_that_nothing_is_learnt_from_has_no_gradient() -> None:
+    inputs = heads()
+    hidden = inputs["hidden"].requires_grad_()
+    found = chunked_divergence(kind="reverse_kl", **inputs, weighed_alike=torch.zeros(7) > 0)
+    assert torch.equal(torch.autograd.grad((0 * found.per_token).sum(), hidden)[0], torch.zeros_like(hidden))
+
+
+def test_positions_outside_may_hold_nan() -> None:
+    inputs = heads()
+    inputs["hidden"][3] = math.nan
+    inputs["teacher_hidden"][3] = math.inf
+    parts = [inputs["hidden"].requires_grad_(), inputs["head_weight"].requires_grad_()]
+    alike = torch.arange(7) != 3
+    found = chunked_divergence(kind="reverse_kl", **inputs, weighed_alike=alike, chunk_size=3).per_token
+    for gradient in torch.autograd.grad(found[alike].sum(), parts):
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() > 0
 
 
 @pytest.mark.parametrize(("kind", "weight"), SETTINGS)
@@ -225,11 +260,12 @@ def test_blocks_of_a_chunk_change_nothing(
     trained = [inputs["hidden"].requires_grad_(), inputs["head_weight"].requires_grad_()]
     setting: dict[str, Any] = {"kind": kind, "mixture_weight": weight, "clip": clip}
     weights = torch.linspace(-1, 2, 7, dtype=torch.float64)
-    whole = chunked_divergence_loss(**inputs, **setting, loss_weights=weights)
-    want = torch.autograd.grad(whole.loss, trained)
+    whole = chunked_divergence(**inputs, **setting)
+    want = torch.autograd.grad((weights * whole.per_token).sum(), trained)
     monkeypatch.setattr("rlkd.divergences.chunked.CPU_BLOCK", 20)
-    parts = chunked_divergence_loss(**inputs, **setting, loss_weights=weights)
-    for first, second in zip(torch.autograd.grad(parts.loss, trained), want, strict=True):
+    parts = chunked_divergence(**inputs, **setting)
+    got = torch.autograd.grad((weights * parts.per_token).sum(), trained)
+    for first, second in zip(got, want, strict=True):
         prove(FAMILY, f"blocks, {kind}", first, second, 1e-13)
     prove(FAMILY, f"blocks, {kind}, values", parts.per_token, whole.per_token, 1e-13)
     torch.testing.assert_close(parts.clipped_share, whole.clipped_share, rtol=0, atol=1e-14)
@@ -245,29 +281,6 @@ def test_a_scored_divergence_keeps_no_slopes(monkeypatch: pytest.MonkeyPatch) ->
     assert kept == []
     chunked_divergence(**inputs, kind="reverse_kl")
     assert kept == [7]
-
-
-def test_one_pass_gradient_is_taken_once() -> None:
-    """It is handed out, not copied; a second time there is an error, not a gradient scaled twice."""
-    inputs = heads()
-    hidden = inputs["hidden"].requires_grad_()
-    loss = chunked_divergence_loss(kind="reverse_kl", **inputs, loss_weights=torch.ones(7).double()).loss
-    torch.autograd.grad(loss, hidden, retain_graph=True)
-    with pytest.raises(NumericsError, match="taken once"):
-        torch.autograd.grad(loss, hidden)
-
-
-def test_positions_without_weight_may_hold_nan() -> None:
-    inputs = heads()
-    inputs["hidden"][3] = math.nan
-    inputs["teacher_hidden"][3] = math.inf
-    trained = [inputs["hidden"].requires_grad_(), inputs["head_weight"].requires_grad_()]
-    weights = (torch.arange(7) != 3).double()
-    output = chunked_divergence_loss(kind="reverse_kl", **inputs, loss_weights=weights, chunk_size=3)
-    assert output.loss.isfinite()
-    for gradient in torch.autograd.grad(output.loss, trained):
-        assert gradient.isfinite().all()
-        assert gradient.abs().max() > 0
 
 
 def test_padded_vocabularies_are_left_out() -> None:
@@ -356,9 +369,9 @@ def test_bad_chunked_input_is_refused() -> None:
         chunked_divergence(**(inputs | {"teacher_head_weight": logits(0, 8, 3)}))
     with pytest.raises(NumericsError, match=r"must be in \[1, 9\]"):
         chunked_divergence(**inputs, vocabulary_size=10)
-    for weights in (torch.zeros(6), torch.full((7,), math.nan)):
-        with pytest.raises(NumericsError, match="loss_weights"):
-            chunked_divergence_loss(**inputs, loss_weights=weights)
+    for alike in (torch.ones(7), torch.ones(6, dtype=torch.bool)):
+        with pytest.raises(NumericsError, match="weighed_alike"):
+            chunked_divergence(**inputs, weighed_alike=alike)
     with pytest.raises(NumericsError, match="positions"):
         chunked_divergence(**(inputs | {"teacher_hidden": logits(0, 6, 3)}))
     with pytest.raises(NumericsError, match="hidden"):

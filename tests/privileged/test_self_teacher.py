@@ -15,7 +15,7 @@ import torch
 
 from rlkd.errors import NumericsError, TeacherError
 from rlkd.learner.comparison import HiddenComparison, Measure
-from rlkd.learner.loss import Denominators
+from rlkd.learner.loss import Denominators, build_loss
 from rlkd.learner.packing import MicroBatch, pack
 from rlkd.learner.policy import PackedPolicy
 from rlkd.learner.privileged_loss import DistributionLoss
@@ -269,6 +269,47 @@ def test_loss_is_the_mean_over_taught_tokens_and_micro_batches_add_up() -> None:
         tiny.gradient(policy, f) for f in (lambda: of(rows), lambda: sum(map(of, _by_group(rows)), torch.zeros(())))
     )
     torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-9)
+
+
+def _two_views(rows: list[TrainRow]) -> list[TrainRow]:
+    """As pi-Distill trains them; the row that nothing is distilled into has no second view."""
+    taught = [row for row in rows if row.distilled]
+    views = [replace(r, prompt_ids=r.teacher_prompt_ids or (), teacher_prompt_ids=r.prompt_ids) for r in taught]
+    plain = [replace(row, teacher_prompt_ids=None) for row in rows if not row.distilled]
+    return [*views, *plain, *(replace(row, term="bare", index=len(rows) + row.index) for row in taught)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "views"),
+    [
+        ({}, list),
+        ({"objective__divergence": "jensen_shannon", "objective__mixture_weight": 0.5, "objective__clip": 0.1}, list),
+        ({"objective": {"kind": "pi_distill", "kl_in": "loss"}, "teacher": None}, _two_views),
+    ],
+    ids=["opsd", "opsd, capped", "pi-Distill"],
+)
+def test_a_training_step_computes_no_distribution_twice(
+    make_recipe: Callable[..., Recipe],
+    changes: dict[str, Any],
+    views: Callable[[list[TrainRow]], list[TrainRow]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rows that the loss weighs alike are those that were announced, also where some rows are not distilled."""
+    recipe, policy = make_recipe(**changes), tiny.model()
+    rows = views([replace(row, distilled=row.group != 1) for row in tiny.two_context_rows()])
+    batch, loss = tiny.batch_of(rows), build_loss(recipe.objective)
+
+    def of(announced: bool) -> torch.Tensor:
+        against, _ = Teaching(recipe, tiny.teacher_of(policy), {}).compare(batch)
+        assert against and all(isinstance(one, HiddenComparison) and one.weighed_alike is not None for one in against)
+        if not announced:
+            against = [replace(one, weighed_alike=None) for one in against if isinstance(one, HiddenComparison)]
+        return loss(tiny.signals_of(batch, policy, against), Denominators(policy=17.0, distill=13.0), 5)[0]
+
+    want = tiny.gradient(policy, lambda: of(announced=False))
+    found = of(announced=True)
+    monkeypatch.setattr("rlkd.divergences.chunked._Heads.compute", None)
+    torch.testing.assert_close(tiny.gradient(policy, lambda: found), want, rtol=1e-9, atol=1e-12)
 
 
 def _by_group(rows: list[TrainRow]) -> list[list[TrainRow]]:

@@ -65,21 +65,16 @@ MUTANTS = [
     Mutant(f"{SUP}:complete", "1 + 1e-3", "1e9", "unnormalised accepted"),
     Mutant(f"{CHU}:_ChunkedDivergence.forward", "is_training and ", "", "slopes of what is only scored"),
     Mutant(f"{CHU}:_ChunkedDivergence.backward", "/ ctx.setting.temperature", "", "temperature forgotten in backward"),
-    Mutant(f"{CHU}:_ChunkedDivergenceLoss.forward", "/ setting.temperature", "", "temperature forgotten in one pass"),
+    Mutant(f"{CHU}:_ChunkedDivergence.forward", "div_(setting.temperature)", "div_(1)", "temperature forgotten ahead"),
+    Mutant(f"{CHU}:_ChunkedDivergence.backward", "part.mul_(factor)", "part", "weight forgotten ahead"),
     Mutant(
-        f"{CHU}:_ChunkedDivergenceLoss.forward", "mul_(weights[rows, None] /", "div_(", "weights forgotten in one pass"
+        f"{CHU}:_ChunkedDivergence.backward", "ahead, ctx.ahead = ctx.ahead, None", "ahead = ctx.ahead", "scaled twice"
     ),
     Mutant(
-        f"{CHU}:_ChunkedDivergenceLoss.forward",
-        "weights.nonzero().squeeze(1)",
-        "torch.arange(len(weights))",
-        "positions without weight computed",
-    ),
-    Mutant(
-        f"{CHU}:_ChunkedDivergenceLoss.backward",
-        "part.mul_(gradient.to(part.dtype))",
-        "part",
-        "incoming gradient ignored",
+        f"{CHU}:_common",
+        "torch.equal(gradient, alike * torch.full_like(gradient, factor))",
+        "True",
+        "any gradient taken for the one counted on",
     ),
     Mutant(f"{CHU}:_joined", "place.copy_(block.gradient)", "pass", "gradients of blocks not gathered"),
     Mutant(f"{CHU}:_logits", "weight[:shared]", "weight", "padding rows in the distribution"),
