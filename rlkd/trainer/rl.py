@@ -28,6 +28,7 @@ from rlkd.trainer.fleet import Fleet, Sampled, Sampling, Turn, sample
 from rlkd.trainer.learners import Learners
 from rlkd.trainer.plan import StepPlan
 from rlkd.trainer.plans import build_plan
+from rlkd.trainer.presumed import Presumed
 from rlkd.trainer.publication import Publication, probe_of
 from rlkd.trainer.rollout_log import RolloutLog
 from rlkd.trainer.sampling import derive_seed, prompts_of_step
@@ -48,10 +49,10 @@ class RlTrainer:
     version: int = 0
     pending: deque[tuple[int, Sampled | list[RolloutGroup]]] = field(default_factory=deque)
     early_stop: EarlyStop | None = None
-    clip_told: bool = False
 
     def __post_init__(self) -> None:
         self.learners = Learners(self.run)
+        self.presumed = Presumed(self.run.recipe, self.run.console.note)
 
     @cached_property
     def plan(self) -> StepPlan:
@@ -180,9 +181,9 @@ class RlTrainer:
         self.publication.publish(self.rollouts, self.version)
         clock.lap("publish_s")
         self._check_gap(figures, step)
-        self._watch_clip(figures, step)
         row = {"stage": self.stage.name, "step": step + 1, "policy_version": self.version}
         row |= outcome(judged, rows) | method_figures | figures | clock.seconds
+        self.presumed.update(step + 1, row)
         row |= self._throughput(judged, rows, clock.total, further=int(method_figures.get("second_turn_tokens", 0)))
         row |= self._evaluate(step + 1)
         rollout_log.write(step + 1, judged, rows, kept, self.plan.notes)
@@ -250,19 +251,6 @@ class RlTrainer:
                 f"step {step}: rollout_policy_logprob_gap mean {mean:.2e}, max {peak:.2e} nats exceeds contract bounds "
                 f"{bounds.mean:.0e} and {bounds.maximum:.0e}; the engine no longer samples from the learner's policy"
             )
-
-    def _watch_clip(self, figures: dict[str, float], step: int) -> None:
-        """OPSD's cap can turn against the teacher. Said once: when what is left of the divergence falls below zero."""
-        clip, left = getattr(self.run.recipe.objective, "clip", None), figures.get("divergence", 0.0)
-        if clip is None or left >= 0 or self.clip_told:
-            return
-        self.clip_told = True
-        mass = figures.get("clipped_share", 0.0)
-        self.run.console.note(
-            f"step {step + 1}: objective.clip {clip} caps entries with {mass:.0%} of the teacher's mass and leaves a "
-            f"divergence of {left:.1e}, below zero: the policy is moved away from these entries. Should accuracy fall, "
-            "write clip: null or a larger one (rlkd explain opsd)"
-        )
 
     def _throughput(self, judged: Judged, rows: Sequence[TrainRow], seconds: float, *, further: int) -> dict[str, Any]:
         tokens = further + sum(len(r.completion_ids) for group in judged.groups for r in group.rollouts)

@@ -74,7 +74,7 @@ class RltfPlan(StepPlan):
         if teaches:
             rows += self._critiques(rows, flat, feedback, counts)
         self._note(seconds, feedback)
-        return rows, self._figures(judged, seconds, counts)
+        return rows, self._figures(judged, seconds, revised, counts)
 
     def _feedback(
         self, flat: list[tuple[Prompt, Rollout]], verdicts: list[Verdict], teaches: bool, counts: Counter[str]
@@ -206,12 +206,15 @@ class RltfPlan(StepPlan):
                     "second_score": turn.verdict.score,
                 }
 
-    def _figures(self, judged: Judged, seconds: dict[int, Second], counts: Counter[str]) -> Figures:
+    def _figures(
+        self, judged: Judged, seconds: dict[int, Second], revised: list[float], counts: Counter[str]
+    ) -> Figures:
         total, went_on = max(1, len(judged.verdicts)), max(1, len(seconds))
         scores = [turn.verdict.score or 0.0 for turn in seconds.values()]
         figures = {
             "second_turns": len(seconds) / total,
             "second_turn_reward": sum(scores) / went_on,
+            "revision_advantage": sum(revised[at] for at in seconds) / went_on,
             "second_turn_tokens": float(sum(len(turn.rollout.completion_ids) for turn in seconds.values())),
         }
         return figures | {name: float(counts[name]) for name in _COUNTED}
