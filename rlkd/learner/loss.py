@@ -213,6 +213,8 @@ def ratios(chosen: PolicyGradient, signals: Signals) -> Tensor:
 def clipped(chosen: PolicyGradient, ratio: Tensor, advantages: Tensor) -> Tensor:
     """[B, T] 1 where clipping takes the gradient: the ratio is outside on the side that the advantage pulls to."""
     above, below = ratio > 1 + chosen.clip_high, ratio < 1 - chosen.clip_low
+    if chosen.dual_clip is not None:
+        below = below | (ratio > chosen.dual_clip)
     return ((above & (advantages > 0)) | (below & (advantages < 0))).to(ratio.dtype)
 
 

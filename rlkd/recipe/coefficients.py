@@ -67,7 +67,11 @@ class PolicyGradient(Section):
 
     clip_low: Annotated[float, Field(ge=0, lt=1)] = 0.2
     clip_high: Annotated[float, Field(ge=0)] = 0.2
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    dual_clip: Annotated[float, Field(gt=1)] | None = Field(
+        default=None,
+        description="bound on the ratio of tokens with a negative advantage, usually 3; pi-Distill's bare ratios are "
+        "far from 1 from the start, so that without a bound a few such tokens can be nearly all of its gradient",
+    )
     ratio: Literal["token", "sequence"] = Field(default="token", description="'sequence' is GSPO's")
     reduction: Literal["token", "sequence", "constant"] = Field(
         default="token",

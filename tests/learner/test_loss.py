@@ -180,11 +180,11 @@ def figure(kind: object, given: Signals, name: str) -> float:
     return float(stats[name][0] / stats[name][1])
 
 
-@pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_clip_fraction_is_the_share_of_tokens_without_a_gradient(ratio: str) -> None:
+@pytest.mark.parametrize(("ratio", "dual_clip"), [("token", None), ("token", 1.01), ("sequence", None)])
+def test_clip_fraction_is_the_share_of_tokens_without_a_gradient(ratio: str, dual_clip: float | None) -> None:
     """Of the sequence's ratio where that is clipped, and only on the side that the advantage pulls to."""
     given = signals()
-    kind = GrpoObjective(ratio=ratio, clip_low=0.02, clip_high=0.02)  # type: ignore[arg-type]
+    kind = GrpoObjective(ratio=ratio, clip_low=0.02, clip_high=0.02, dual_clip=dual_clip)  # type: ignore[arg-type]
     still = (gradient(kind, given) == 0) & given.response_mask
     assert 0 < int(still.sum()) < int(given.response_mask.sum())
     assert figure(kind, given, "clip_fraction") == pytest.approx(float(still.sum() / given.response_mask.sum()))
