@@ -116,7 +116,9 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
     else:
         completion = builder.completion_ids(example, prompt)
         whole = len(prompt.token_ids) + len(completion)
-        after = "" if stage.contexts == ["bare"] else f", after each of the prompts {', '.join(stage.contexts)}"
+        prompts = [name for name in stage.contexts if name != "critique"]
+        after = "" if stage.contexts == ["bare"] else f", after each of the prompts {', '.join(prompts)}"
+        after += "; and feedback after the critic's" if "critique" in stage.contexts else ""
         lines.append(_part(f"stages.{stage.name} trains these tokens and no others{after}", tokenizer, completion))
         lines.append(f"  with the bare prompt {whole} of stages.{stage.name}.max_length {stage.max_length}")
     return "\n".join(lines)

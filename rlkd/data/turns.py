@@ -53,6 +53,10 @@ class TurnBuilder:
             )
         return whole[len(start) :]
 
+    def critique(self, example: Example, attempt: str, feedback: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The critic's prompt, and the feedback as its answer."""
+        return self.critic_prompt(example, attempt), (*self.encode(feedback), self.builder.tokenizer.eos_token_id)
+
     def critic_prompt(self, example: Example, attempt: str) -> tuple[int, ...]:
         """The prompt from which the feedback on an attempt is predicted."""
         text = fill(self.spec.critic, {"question": example.question, "attempt": attempt})

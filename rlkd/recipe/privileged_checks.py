@@ -17,6 +17,8 @@ from rlkd.recipe.objectives import (
 from rlkd.recipe.privileged import SelfTeacher, ServerTeacher
 from rlkd.recipe.schema import Recipe, SftStage
 
+FEEDBACK_CONTEXTS = {"second_turn", "critique"}  # of an SFT stage
+
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 
 
@@ -76,7 +78,7 @@ def _sections(recipe: Recipe) -> Iterator[str]:
     warmed_up = {context for stage in recipe.stages if isinstance(stage, SftStage) for context in stage.contexts}
     if isinstance(objective, RltfObjective) and recipe.feedback is None:
         yield "feedback: objective 'rltf' needs it, e.g. feedback: {source: {kind: rule}}"
-    if not isinstance(objective, RltfObjective) and recipe.feedback is not None and "second_turn" not in warmed_up:
+    if not isinstance(objective, RltfObjective) and recipe.feedback is not None and not warmed_up & FEEDBACK_CONTEXTS:
         yield f"feedback: is read by objective 'rltf', not by '{objective.kind}'; leave the section out"
     if recipe.privileged is not None and objective.kind in ("grpo", "rltf", "alm") and "privileged" not in warmed_up:
         yield f"privileged: objective '{objective.kind}' shows it to no one; leave the section out"
@@ -93,8 +95,9 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             yield f"{where}: {contexts} names one twice"
         if "privileged" in contexts and recipe.privileged is None:
             yield f"{where}: 'privileged', but the recipe has no `privileged:` section"
-        if "second_turn" in contexts and (recipe.feedback is None or recipe.feedback.source.kind != "rule"):
-            yield f"{where}: 'second_turn' takes its feedback by rule; write feedback: {{source: {{kind: rule}}}}"
+        told = FEEDBACK_CONTEXTS.intersection(contexts)
+        if told and (recipe.feedback is None or recipe.feedback.source.kind != "rule"):
+            yield f"{where}: '{min(told)}' takes its feedback by rule; write feedback: {{source: {{kind: rule}}}}"
         if stage.data is not None:
             yield f"{where}: {contexts} are for data.train; leave stages.{index}.data out"
 

@@ -129,11 +129,12 @@ class SftStage(Section):
     batch_size: Positive = Field(default=64, description="sequences per update over all ranks")
     max_length: Positive = 1024
     packing: bool = False
-    contexts: list[Literal["bare", "privileged", "second_turn"]] = Field(
+    contexts: list[Literal["bare", "privileged", "second_turn", "critique"]] = Field(
         default=["bare"],
         min_length=1,
-        description="prompts before each solution, a row of each: the student's, the teacher's, or the second turn's, "
-        "after feedback on a wrong attempt, for which another row's solution stands",
+        description="rows of each example: its solution after the student's prompt, the teacher's, or a second turn's "
+        "(after feedback on a wrong attempt), or that feedback after the critic's prompt; another example's solution "
+        "stands for the attempt",
     )
     optim: OptimSpec = OptimSpec(lr=1e-3, schedule="cosine", warmup_steps=20)
 

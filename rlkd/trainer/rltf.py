@@ -179,11 +179,9 @@ class RltfPlan(StepPlan):
     ) -> list[TrainRow]:
         budget = second_prompt_budget(self.recipe)
         made: list[TrainRow] = []
-        end = self.turns.builder.tokenizer.eos_token_id
         for at, text in feedback.items():
             prompt, rollout = flat[at]
-            ids = self.turns.critic_prompt(prompt.example, rollout.text)
-            said = (*self.turns.encode(text), end)
+            ids, said = self.turns.critique(prompt.example, rollout.text, text)
             if len(ids) > budget:
                 counts["critic_prompt_too_long"] += 1
                 continue

@@ -1,8 +1,9 @@
-"""Second turns to fine-tune on before anything is sampled: another row's solution stands for the wrong attempt."""
+"""Second turns and critiques to fine-tune on before anything is sampled: another row's solution is the attempt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rlkd.data.turns import TurnBuilder
 from rlkd.records import Prompt, Rollout, RolloutGroup
@@ -10,7 +11,15 @@ from rlkd.rollout.feedback import Attempt, build_feedback
 from rlkd.trainer.context import Run
 
 
-def second_turns(run: Run, prompts: Sequence[Prompt]) -> dict[int, tuple[int, ...]]:
+@dataclass(frozen=True)
+class SecondTurn:
+    """What a second answer continues, and the critic's prompt with the feedback as its answer."""
+
+    prompt_ids: tuple[int, ...]
+    critique: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def second_turns(run: Run, prompts: Sequence[Prompt]) -> dict[int, SecondTurn]:
     """For each of ``prompts``, all with a solution: its own prompt, the next row's solution, the feedback on that.
 
     None where the next row's solution answers this row too, or could not be judged.
@@ -30,8 +39,11 @@ def second_turns(run: Run, prompts: Sequence[Prompt]) -> dict[int, tuple[int, ..
     turns, found = TurnBuilder(run.builder, spec), {}
     for at, text in enumerate(build_feedback(spec.source).comment(attempts)):
         if text is not None and (verdicts[at].score or 0.0) < 1.0:
-            attempt = groups[at].rollouts[0].completion_ids
-            found[at] = turns.second_prompt(prompts[at], attempt, turns.fit(text)[0])
+            attempt, said = groups[at].rollouts[0], turns.fit(text)[0]
+            found[at] = SecondTurn(
+                turns.second_prompt(prompts[at], attempt.completion_ids, said),
+                turns.critique(prompts[at].example, attempt.text, said),
+            )
     return found
 
 

@@ -10,11 +10,12 @@ from rlkd.cluster import Pending, gather
 from rlkd.data.source import load_held_in
 from rlkd.errors import RecipeError
 from rlkd.learner.trl_sft import checkpoint_step, finished, latest_checkpoint
+from rlkd.recipe.privileged_checks import FEEDBACK_CONTEXTS
 from rlkd.recipe.schema import SftStage
 from rlkd.records import Prompt
 from rlkd.trainer.context import Run
 from rlkd.trainer.sampling import derive_seed
-from rlkd.trainer.second_turns import second_turns
+from rlkd.trainer.second_turns import SecondTurn, second_turns
 
 SFT_WORKER = "rlkd.learner.trl_sft:SftWorker"
 
@@ -81,28 +82,33 @@ def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[
             "data.*.fields.solution, or use a reasoning-gym task that carries one (chain_sum, gsm_symbolic)"
         )
     prompts = [prompt for prompt in prompts if prompt.example.solution is not None]
-    seconds = second_turns(run, prompts) if "second_turn" in stage.contexts else {}
+    turns = second_turns(run, prompts) if FEEDBACK_CONTEXTS.intersection(stage.contexts) else {}
     pairs, long = [], 0
     for at, prompt in enumerate(prompts):
         completion = run.builder.completion_ids(prompt.example, prompt)
-        for ids in _contexts(prompt, stage, seconds.get(at)):
-            if len(ids) + len(completion) > stage.max_length:
+        for ids, said in _rows(prompt, completion, stage, turns.get(at)):
+            if len(ids) + len(said) > stage.max_length:
                 long += 1
             else:
-                pairs.append((list(ids), list(completion)))
+                pairs.append((list(ids), list(said)))
     if long:
         run.console.note(
-            f"{stage.name}: {long} of {long + len(pairs)} solutions exceed max_length {stage.max_length}, left out"
+            f"{stage.name}: {long} of {long + len(pairs)} rows exceed max_length {stage.max_length}, left out"
         )
     if not pairs:
-        raise RecipeError(f"stages.{stage.name}.max_length: {stage.max_length} leaves none of {long} solutions")
+        raise RecipeError(f"stages.{stage.name}.max_length: {stage.max_length} leaves none of {long} rows")
     return pairs
 
 
-def _contexts(prompt: Prompt, stage: SftStage, second: tuple[int, ...] | None = None) -> list[tuple[int, ...]]:
+Row = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _rows(prompt: Prompt, completion: tuple[int, ...], stage: SftStage, turn: SecondTurn | None = None) -> list[Row]:
     """A model that starts from nothing has to learn to use what it is told before it can teach with it."""
-    named = {"bare": prompt.token_ids, "privileged": prompt.teacher_ids, "second_turn": second}
-    found = [ids for name in stage.contexts if (ids := named[name]) is not None]
+    named = {"bare": (prompt.token_ids, completion), "privileged": (prompt.teacher_ids, completion)}
+    if turn is not None:
+        named |= {"second_turn": (turn.prompt_ids, completion), "critique": turn.critique}
+    found = [named[name] for name in stage.contexts if name in named]
     return list(dict.fromkeys(found))  # a row without privileged text stands there once
 
 

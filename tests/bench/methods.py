@@ -44,13 +44,13 @@ def rl(steps: int) -> str:
     return f"stages=[{{kind: rl, name: rl, steps: {steps}}}]"
 
 
-def more_sft(recipe: dict[str, Any], *, max_length: int, contexts: str = "bare") -> str:
+def more_sft(recipe: dict[str, Any], *, max_length: int) -> str:
     """As many solutions in as many updates as the RL methods see rollouts."""
     rollout, updates = recipe["rollout"], recipe["learner"]["updates_per_step"]
     rows = rollout["prompts_per_step"] * rollout["group_size"] // updates
     size = f"steps: {recipe['stages'][-1]['steps'] * updates}, batch_size: {rows}, max_length: {max_length}"
     optim = "{lr: 1.0e-3, betas: [0.9, 0.95], schedule: cosine, warmup_steps: 32}"
-    return f"stages=[{{kind: sft, name: sft, {size}, contexts: {contexts}, optim: {optim}}}]"
+    return f"stages=[{{kind: sft, name: sft, {size}, optim: {optim}}}]"
 
 
 def kdrl(_base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
@@ -103,15 +103,13 @@ def offline(base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
 
 
 def privileged(_base: Path, recipe: dict[str, Any]) -> dict[str, Method]:
-    stage = rl(recipe["stages"][-1]["steps"])
-    data = recipe["data"]
-    same = [stage, *(f"data.{part}.config={json.dumps(data[part][0]['config'])}" for part in ("train", "eval"))]
+    same = [rl(recipe["stages"][-1]["steps"])]
     return {
-        "pi-Distill": Method(same, "pi_distill.yaml"),
-        "RLTF-SD": Method(same, "rltf_sd.yaml"),
         "RLTF-FM": Method(same, "rltf_fm.yaml"),
+        "OPSD": Method(same, "opsd.yaml"),
+        "pi-Distill": Method(same, "pi_distill.yaml"),
         "GRPO": Method(same, "grpo.yaml"),
-        "SFT, continued": Method([more_sft(recipe, max_length=160)]),
+        "SFT, continued": Method([more_sft(recipe, max_length=192)]),
     }
 
 
@@ -125,11 +123,17 @@ class Family:
     overrides: tuple[str, ...] = ()  # of that run
 
 
+# one SFT policy for all: it has seen the solution in sight, as OPSD and pi-Distill show it, and second turns
+PREPARED = (
+    "privileged={field: solution, template: '{question} {privileged} {question}', max_tokens: 48}",
+    "stages.0.contexts=[bare, privileged, second_turn, critique]",
+    "stages.0.steps=2400",
+)
+
 FAMILIES = {
     "kdrl": Family("kdrl.yaml", "KDRL", kdrl),
     "offline": Family("redi.yaml", "REDI", offline),
-    # the window of whoever needs the longest, RLTF's second turns; it changes no weight
-    "privileged": Family("opsd.yaml", "OPSD", privileged, ("policy.context_length=256",)),
+    "privileged": Family("rltf_sd.yaml", "RLTF-SD", privileged, PREPARED),
 }
 
 

@@ -173,10 +173,11 @@ def test_both_turns_of_a_feedback_recipe_are_shown() -> None:
     text = show_example(load_recipe(REPOSITORY / "recipes" / "rltf_fm.yaml", ["data.train.size=64"]), root=REPOSITORY)
     first = load_recipe(REPOSITORY / "recipes" / "rltf_sd.yaml", ["data.train.size=64"])
     bare = show_example(first, root=REPOSITORY)
-    solution = "3-0=3, 3-7=-4, -4+5=1, \\boxed{1}"
+    solution = "3-0=3, 3-7=-4, \\boxed{-4}"
     for shown in (text, bare):
         assert f"(an attempt that ends in 0)<|end|><|user|>0 is wrong. {solution}<|assistant|>" in shown
-    assert "5 = (an attempt that ends in 0)<|assistant|>" in text  # what the critique is predicted from
+    assert "7 = (an attempt that ends in 0)<|assistant|>" in text  # what the critique is predicted from
+    assert "no others, after each of the prompts bare, second_turn; and feedback after the critic's (" in text
     assert "critic" not in bare
 
 
@@ -266,6 +267,7 @@ SHAPED = {"outcome": "math", "shaping": [{"verifier": "repetition"}]}
         ({"objective__kind": "rltf", "privileged": None, "teacher": None}, "feedback: objective 'rltf' needs it"),
         ({"feedback": {"max_tokens": 32}}, "feedback: is read by objective 'rltf', not by 'opsd'"),
         ({"stages": _warm_up("second_turn")}, "stages.0.contexts: 'second_turn' takes its feedback by rule"),
+        ({"stages": _warm_up("critique")}, "stages.0.contexts: 'critique' takes its feedback by rule"),
         ({"stages": _warm_up("bare", "bare")}, "names one twice"),
         ({"stages": _warm_up()}, "stages.0.*contexts"),
         ({**TWO_TURNS, "stages": _warm_up("privileged")}, "'privileged', but the recipe has no `privileged:` section"),

@@ -276,12 +276,17 @@ def test_a_warm_up_comments_on_another_rows_solution(
         run = replace(engineless_run(recipe, tmp_path), builder=turns.builder, pool=pool)
         found = second_turns(run, prompts)
     assert set(found) == {0, 1}
-    for at, ids in found.items():
+    for at, turn in found.items():
+        ids = turn.prompt_ids
         attempt = turns.builder.completion_ids(rows[at + 1], prompts[at + 1])
         assert ids[: len(prompts[at].token_ids) + len(attempt)] == (*prompts[at].token_ids, *attempt)
         told = tokenizer.decode(ids[len(prompts[at].token_ids) + len(attempt) :])
         assert f"{gsm8k[at + 1].answer} is wrong." in told
         assert (rows[at].solution or "")[:40] in told
+        prompt_ids, feedback = turn.critique
+        asked, answered = tokenizer.decode(prompt_ids), tokenizer.decode(feedback)
+        assert rows[at].question in asked and (rows[at + 1].solution or "")[-40:] in asked
+        assert answered.startswith(f"Your answer {gsm8k[at + 1].answer} is wrong.") and answered.endswith("<|end|>")
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(

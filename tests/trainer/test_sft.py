@@ -17,7 +17,8 @@ from rlkd.recipe import Recipe
 from rlkd.recipe.schema import SftStage
 from rlkd.records import Example, PrivilegedPrompt, Prompt
 from rlkd.trainer.context import Run
-from rlkd.trainer.sft import _contexts, run_sft
+from rlkd.trainer.second_turns import SecondTurn
+from rlkd.trainer.sft import _rows, run_sft
 
 STAGE = SftStage(steps=3)
 RECORD = {"loss": 0.5, "tokens": 12.0, "wall_s": 1.0}
@@ -66,7 +67,11 @@ def test_a_row_without_privileged_text_is_trained_once() -> None:
     bare = Prompt(Example("a", "q", "1"), "q", (1, 2))
     told = replace(bare, privileged=PrivilegedPrompt("s q", (3, 1, 2), "s"))
     both = SftStage(steps=3, contexts=["bare", "privileged"])
-    assert [_contexts(prompt, both) for prompt in (bare, told)] == [[(1, 2)], [(1, 2), (3, 1, 2)]]
-    assert _contexts(bare, SftStage(steps=3, contexts=["privileged"])) == [(1, 2)]
-    assert _contexts(told, SftStage(steps=3, contexts=["second_turn"]), (1, 2, 9)) == [(1, 2, 9)]
-    assert _contexts(told, SftStage(steps=3, contexts=["second_turn"])) == []
+    said = (7,)
+    assert _rows(bare, said, both) == [((1, 2), said)]
+    assert _rows(told, said, both) == [((1, 2), said), ((3, 1, 2), said)]
+    assert _rows(bare, said, SftStage(steps=3, contexts=["privileged"])) == [((1, 2), said)]
+    turns = SftStage(steps=3, contexts=["second_turn", "critique"])
+    turn = SecondTurn((1, 2, 9), ((4, 9), (5, 0)))
+    assert _rows(told, said, turns, turn) == [((1, 2, 9), said), ((4, 9), (5, 0))]
+    assert _rows(told, said, turns) == []
