@@ -35,6 +35,7 @@ class _Job:
     kind: str
     completion: Any
     example: Mapping[str, Any]
+    counted: bool
     future: Future[Verdict] = field(default_factory=Future)
     deaths: int = 0
 
@@ -90,9 +91,12 @@ class VerifierPool:
 
     # -- for callers
 
-    def verify_batch(self, items: Sequence[tuple[Any, Example]]) -> list[Verdict]:
-        """Judge (completion, example) pairs; one verdict for each, in order. Blocks; call it from any thread."""
-        return [job.result() for job in self._submit("completion", items)]
+    def verify_batch(self, items: Sequence[tuple[Any, Example]], *, counted: bool = True) -> list[Verdict]:
+        """Judge (completion, example) pairs; one verdict for each, in order. Blocks; call it from any thread.
+
+        Not ``counted``: the pool's statistics don't see them, nor its alarm at a verifier that refuses everything.
+        """
+        return [job.result() for job in self._submit("completion", items, counted=counted)]
 
     def check_golds(self, examples: Sequence[Example]) -> list[Verdict]:
         """Ask of each row whether its gold can be used; anything but ``right`` should be dropped and counted."""
@@ -132,10 +136,12 @@ class VerifierPool:
 
     # -- threads, one for each worker
 
-    def _submit(self, kind: str, items: Sequence[tuple[Any, Example]]) -> list[Future[Verdict]]:
+    def _submit(
+        self, kind: str, items: Sequence[tuple[Any, Example]], *, counted: bool = True
+    ) -> list[Future[Verdict]]:
         if self._closed:
             raise VerifierError("the verifier pool is closed")
-        jobs = [_Job(kind, completion, example) for completion, example in items]
+        jobs = [_Job(kind, completion, example, counted and kind == "completion") for completion, example in items]
         for job in jobs:
             self._jobs.put(job)
         return [job.future for job in jobs]
@@ -245,7 +251,7 @@ class VerifierPool:
         return Verdict.wrong(reason="timeout", detail=text)
 
     def _finish(self, job: _Job, verdict: Verdict, seconds: float) -> None:
-        if job.kind == "completion":
+        if job.counted:
             alarm = self.stats.count(verdict, seconds)
             if alarm:
                 log.warning("verifier %s: %s", self.spec, alarm)

@@ -108,12 +108,14 @@ class Run:
         )
         gather(self.rollouts.start(self.recipe.cluster.rollout_workers), self.recipe.cluster.start_deadline_s)
 
-    def verify(self, groups: Sequence[RolloutGroup]) -> list[Verdict]:
-        """Judge every rollout; a failed check abstains."""
+    def verify(self, groups: Sequence[RolloutGroup], *, counted: bool = True) -> list[Verdict]:
+        """Judge every rollout; a failed check abstains. ``counted``: whether they are answers of the policy."""
         items = [
             (rollout.text, _told(group, rollout, self.pool.reads)) for group in groups for rollout in group.rollouts
         ]
-        verdicts = self.pool.verify_batch(items)
+        verdicts = self.pool.verify_batch(items, counted=counted)
+        if not counted:
+            return verdicts
         self.abstained += sum(verdict.abstained for verdict in verdicts)
         return verdicts
 

@@ -31,7 +31,7 @@ def second_turns(run: Run, prompts: Sequence[Prompt]) -> dict[int, SecondTurn]:
         RolloutGroup(prompt, (_attempt(run, other),))
         for prompt, other in zip(prompts, [*prompts[1:], *prompts[:1]], strict=True)
     ]
-    verdicts = run.verify(groups)
+    verdicts = run.verify(groups, counted=False)  # wrong on purpose
     attempts = [
         Attempt(group.prompt.example, group.rollouts[0].text, verdict)
         for group, verdict in zip(groups, verdicts, strict=True)

@@ -275,6 +275,7 @@ def test_a_warm_up_comments_on_another_rows_solution(
     with VerifierPool("math", workers=1) as pool:
         run = replace(engineless_run(recipe, tmp_path), builder=turns.builder, pool=pool)
         found = second_turns(run, prompts)
+        assert pool.stats.judged == 0  # wrong on purpose: no sign of a verifier that refuses everything
     assert set(found) == {0, 1}
     for at, turn in found.items():
         ids = turn.prompt_ids

@@ -134,8 +134,8 @@ def test_print_in_a_verifier_does_not_break_the_protocol(pool: VerifierPool) -> 
 def test_timeout_is_the_answers_fault_only_if_it_burnt_the_time(cpu_s: float, score: float | None) -> None:
     """Half of the limit of 8 s is the border."""
     with VerifierPool("exact", workers=1, time_limit_s=8.0) as pool:
-        verdict = pool._timed_out(cpu_s, _Job("completion", "", {}))
-        gold = pool._timed_out(cpu_s, _Job("gold", "", {}))
+        verdict = pool._timed_out(cpu_s, _Job("completion", "", {}, True))
+        gold = pool._timed_out(cpu_s, _Job("gold", "", {}, False))
     assert verdict.score == score
     assert gold.abstained
 
