@@ -126,8 +126,8 @@ class Family:
 # one SFT policy for all: it has seen the solution in sight, as OPSD and pi-Distill show it, and second turns
 PREPARED = (
     "privileged={field: solution, template: '{question} {privileged} {question}', max_tokens: 48}",
-    "stages.0.contexts=[bare, privileged, second_turn, critique]",
-    "stages.0.steps=2400",
+    "stages.1.contexts=[bare, privileged, second_turn, critique]",
+    "stages.1.steps=600",
 )
 
 FAMILIES = {
@@ -161,7 +161,8 @@ def main(
         stages = first["eval"]["per_stage"]
         before = stages["sft"]["pass@1"]
         recipe = json.loads((base / "recipe.json").read_text(encoding="utf-8"))
-        start = [f"seed={seed}", f"policy={{kind: pretrained, path: {base}/stages/0-sft/policy}}"]
+        at = next(index for index, stage in enumerate(recipe["stages"]) if stage["name"] == "sft")
+        start = [f"seed={seed}", f"policy={{kind: pretrained, path: {base}/stages/{at}-sft/policy}}"]
         if "sft-teacher" in stages:
             teacher = f"{{kind: pretrained, path: {base}/stages/1-sft-teacher/teacher}}"
             start.append(f"teacher.model={teacher}")

@@ -74,7 +74,7 @@ def told(verifier: Verifier) -> set[str]:
     """Fields of the rollout, beside those of the row, that are sent to a verifier."""
     seen: list[dict[str, Any]] = []
 
-    def verify_batch(items: list[tuple[str, dict[str, Any]]], *, counted: bool) -> list[Verdict]:
+    def verify_batch(items: list[tuple[str, dict[str, Any]]], **_: bool) -> list[Verdict]:
         seen.extend(example for _, example in items)
         return [Verdict.right()]
 
