@@ -106,22 +106,28 @@ def show_example(recipe: Recipe, *, root: Path, index: int = 0) -> str:
         for stage in recipe.stages
         if isinstance(stage, OfflineStage)
     ]
-    stage = next((stage for stage in recipe.stages if isinstance(stage, SftStage)), None)
-    if stage is None:
-        return "\n".join(lines).rstrip()
+    for stage in recipe.stages:
+        if isinstance(stage, SftStage) and stage.target == "policy":
+            lines += _fine_tuned(stage, builder, prompt)
+    return "\n".join(lines).rstrip()
+
+
+def _fine_tuned(stage: SftStage, builder: PromptBuilder, prompt: Prompt) -> list[str]:
+    """What an SFT stage trains of an example."""
+    where, example = f"stages.{stage.name}", prompt.example
     if stage.data is not None:
-        lines.append(f"stages.{stage.name} fine-tunes on its own data")
-    elif example.solution is None:
-        lines.append(f"stages.{stage.name}: this example has no solution to fine-tune on")
-    else:
-        completion = builder.completion_ids(example, prompt)
-        whole = len(prompt.token_ids) + len(completion)
-        prompts = [name for name in stage.contexts if name != "critique"]
-        after = "" if stage.contexts == ["bare"] else f", after each of the prompts {', '.join(prompts)}"
-        after += "; and feedback after the critic's" if "critique" in stage.contexts else ""
-        lines.append(_part(f"stages.{stage.name} trains these tokens and no others{after}", tokenizer, completion))
-        lines.append(f"  with the bare prompt {whole} of stages.{stage.name}.max_length {stage.max_length}")
-    return "\n".join(lines)
+        return [f"{where} fine-tunes on its own data"]
+    if example.solution is None:
+        return [f"{where}: this example has no solution to fine-tune on"]
+    completion = builder.completion_ids(example, prompt)
+    whole = len(prompt.token_ids) + len(completion)
+    prompts = [name for name in stage.contexts if name != "critique"]
+    after = "" if stage.contexts == ["bare"] else f", after each of the prompts {', '.join(prompts)}"
+    after += "; and feedback after the critic's" if "critique" in stage.contexts else ""
+    return [
+        _part(f"{where} trains these tokens and no others{after}", builder.tokenizer, completion),
+        f"  with the bare prompt {whole} of {where}.max_length {stage.max_length}",
+    ]
 
 
 def _limit(recipe: Recipe, prompt: Any) -> str:
