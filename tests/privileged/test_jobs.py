@@ -32,7 +32,9 @@ RECIPES = {
     ],
     "pi_distill": [*GROUP, *UNMEASURED, "stages=[{kind: rl, name: pi_distill, steps: 2}]"],
     "rltf_sd.yaml, with critiques": [
-        *GROUP, *UNMEASURED, "stages.rltf-sd.steps=2", "objective.feedback_coef={kind: constant, value: 0.2}",
+        *GROUP, *UNMEASURED, "stages.sft-bare.steps=2", "stages.sft-bare.optim={lr: 1.0e-3}",
+        "stages.sft.contexts=[bare, second_turn, critique]", "stages.rltf-sd.steps=2",
+        "objective.feedback_coef={kind: constant, value: 0.2}",
     ],
     # warmed up until it writes whole characters: a row whose bytes are no text has nothing to align
     "alm.yaml, debiased": [

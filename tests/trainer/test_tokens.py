@@ -85,7 +85,7 @@ def test_a_teachers_server_is_asked(tmp_path: Path, engineless_run: Make, transp
 
 def test_a_judge_is_asked(tmp_path: Path, engineless_run: Make) -> None:
     source = f"feedback.source={{kind: judge, url: '{NOBODY}', model: m, tries: 1}}"
-    recipe = load_recipe(ROOT / "recipes" / "rltf_sd.yaml", [source])
+    recipe = load_recipe(ROOT / "recipes" / "rltf_sd.yaml", [source, "stages.sft.contexts=[bare]"])
     policy = materialise(recipe.policy, tmp_path / "policy", where="policy", seed=0, texts=lambda: ["1 + 2"] * 20)
     tokenizer = load_tokenizer(policy)
     builder = PromptBuilder(tokenizer, recipe.data)
