@@ -95,6 +95,11 @@ def _pairs(run: Run, stage: SftStage, root: Path) -> list[tuple[list[int], list[
         run.console.note(
             f"{stage.name}: {long} of {long + len(pairs)} rows exceed max_length {stage.max_length}, left out"
         )
+    if not pairs and not long:
+        raise RecipeError(
+            f"stages.{stage.name}.contexts: {stage.contexts} give no row: every attempt, which is the next example's "
+            "solution, is right here too or could not be judged; add bare"
+        )
     if not pairs:
         raise RecipeError(f"stages.{stage.name}.max_length: {stage.max_length} leaves none of {long} rows")
     return pairs

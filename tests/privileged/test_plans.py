@@ -30,6 +30,7 @@ from rlkd.recipe import Recipe
 from rlkd.recipe.coefficients import ConstantCoef
 from rlkd.recipe.objectives import AlmObjective, PiDistillObjective, RltfObjective
 from rlkd.recipe.privileged import FeedbackSpec, RuleFeedback
+from rlkd.recipe.schema import SftStage
 from rlkd.records import Chunks, Example, Prompt, Rollout, RolloutGroup, TrainRow
 from rlkd.rollout.feedback import build_feedback
 from rlkd.trainer.alm import BROKEN, Aligned, Aligner, _debiased, _plain, read_teachers
@@ -38,6 +39,7 @@ from rlkd.trainer.context import Run
 from rlkd.trainer.plan import PiDistillPlan, SelfDistillPlan
 from rlkd.trainer.rltf import RltfPlan
 from rlkd.trainer.second_turns import second_turns
+from rlkd.trainer.sft import _pairs
 
 Make = Callable[..., Recipe]
 FEEDBACK = {"source": {"kind": "rule", "hint": "{solution}"}, "max_tokens": 64, "max_prompt_tokens": 1200}
@@ -276,6 +278,9 @@ def test_a_warm_up_comments_on_another_rows_solution(
         run = replace(engineless_run(recipe, tmp_path), builder=turns.builder, pool=pool)
         found = second_turns(run, prompts)
         assert pool.stats.judged == 0  # wrong on purpose: no sign of a verifier that refuses everything
+        run.train_prompts.append(prompts[0])  # alone: its own solution would be the attempt, and right
+        with pytest.raises(RecipeError, match=r"stages.sft.contexts: \['second_turn'\] give no row"):
+            _pairs(run, SftStage(steps=30, contexts=["second_turn"]), tmp_path)
     assert set(found) == {0, 1}
     for at, turn in found.items():
         ids = turn.prompt_ids
