@@ -12,6 +12,7 @@ from rlkd.cluster import Hardware, settle
 from rlkd.recipe import load_recipe
 from rlkd.recipe.schema import RlStage
 from rlkd.trainer import context, fleet, rl, teachers
+from rlkd.trainer.console import Console
 from rlkd.trainer.context import Run
 from rlkd.trainer.rl import RlTrainer
 
@@ -46,8 +47,7 @@ def started(gpus: int, overrides: list[str], monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(module, "gather", lambda calls, _: calls)
     asked, no = Asked(gpus), Any
     recipe = settle(load_recipe(KDRL, overrides), asked.hardware)
-    console: Any = SimpleNamespace()
-    run = Run(recipe, no, asked, console, no, no, train_prompts=[], eval_prompts=[], pool=no)  # type: ignore[arg-type]
+    run = Run(recipe, no, asked, Console(), no, no, train_prompts=[], eval_prompts=[], pool=no)  # type: ignore[arg-type]
     stage = RlStage(name="kdrl", steps=3)
     folders = {name: Path(name) for name in ("teacher", "sums", "words")}
     trainer = RlTrainer(run, stage, Path("policy"), folders, Path("checkpoints"))
