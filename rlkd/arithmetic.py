@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkd.cluster.hardware import Hardware, gpu_need, gpu_share, gpus_in_words, placements, weights_transport
 from rlkd.launch import Launch
 from rlkd.recipe import Recipe
 from rlkd.recipe.checks import has_rl, needs_teacher
+from rlkd.recipe.coefficients import ConstantCoef
 from rlkd.recipe.models import ModelSpec, PackagedModel, ScratchModel, TeacherSpec
+from rlkd.recipe.objectives import PiDistillObjective, RltfObjective
 from rlkd.recipe.offline_checks import offline_stages, samples
 from rlkd.recipe.privileged import SelfTeacher
-from rlkd.recipe.privileged_checks import separate_teachers
+from rlkd.recipe.privileged_checks import second_prompt_budget, separate_teachers, teacher_prompt_budget
 from rlkd.recipe.schema import OfflineStage, SftStage, Stage
+
+if TYPE_CHECKING:
+    from rlkd.records import Term, TrainRow
 
 GIB = 2**30
 _BYTES = {"fp32": 4, "bf16": 2, "float32": 4, "bfloat16": 2}
@@ -80,7 +85,8 @@ def _rl_step(recipe: Recipe) -> list[str]:
     rollout, learner = recipe.rollout, recipe.learner
     ranks = recipe.cluster.learner_workers or 1
     count = rollout.prompts_per_step * rollout.group_size
-    generated = count * rollout.max_new_tokens
+    turns = 2 if isinstance(recipe.objective, RltfObjective) else 1
+    generated = turns * count * rollout.max_new_tokens
     scored = count * (rollout.max_prompt_tokens + rollout.max_new_tokens)
     packed, most = packed_tokens(recipe)
     per_update = count / learner.updates_per_step
@@ -109,18 +115,38 @@ def packed_tokens(recipe: Recipe) -> tuple[int, int]:
     Counted by the planner that the learner uses, on rows of the largest size.
     """
     from rlkd.learner.packing import group_cost, split_groups
-    from rlkd.records import TrainRow
     from rlkd.trainer.assemble import plan_updates
 
     rollout = recipe.rollout
-    prompt, completion = (0,) * rollout.max_prompt_tokens, (0,) * rollout.max_new_tokens
     rows = [
-        TrainRow(group, prompt, completion, rollout_logprobs=(), advantage=0.0)
+        replace(row, group=group, prompt_ids=(kind, 0 if shared else member, *row.prompt_ids)[: len(row.prompt_ids)])
+        for kind, row, shared in _rows_of_a_rollout(recipe)
         for group in range(rollout.prompts_per_step)
-        for _ in range(rollout.group_size)
+        for member in range(rollout.group_size)
     ]
     shares = plan_updates(recipe, rows, ranks=recipe.cluster.learner_workers or 1)
     return sum(map(group_cost, split_groups(rows))), max(u.micro_batches for share in shares for u in share)
+
+
+def _rows_of_a_rollout(recipe: Recipe) -> list[tuple[int, TrainRow, bool]]:
+    """Rows that the learner may get of a rollout, at full length: its prompt's kind, and whether a group shares it."""
+    from rlkd.records import TrainRow
+
+    def row(prompt: int, completion: int, term: Term = "sampled") -> TrainRow:
+        return TrainRow(0, (0,) * prompt, (0,) * completion, rollout_logprobs=(), advantage=0.0, term=term)
+
+    objective, bare, new = recipe.objective, recipe.rollout.max_prompt_tokens, recipe.rollout.max_new_tokens
+    if isinstance(objective, PiDistillObjective):
+        return [(0, row(bare, new, "bare"), True), (1, row(teacher_prompt_budget(recipe), new), True)]
+    rows = [(0, row(bare, new), True)]
+    if isinstance(objective, RltfObjective) and recipe.feedback is not None:
+        second, never = second_prompt_budget(recipe), ConstantCoef(value=0.0)
+        rows.append((1, row(second, new), False))
+        if objective.self_distill_coef != never:
+            rows.append((0, row(bare, new, "revision"), True))
+        if objective.feedback_coef != never:
+            rows.append((2, row(second, recipe.feedback.max_tokens + 1, "critique"), False))
+    return rows
 
 
 # ---------------------------------------------------------------- workers and memory

@@ -83,6 +83,23 @@ def test_packed_tokens_share_the_prompt() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens", "generated"),
+    [
+        ("pi_distill", 3 * (112 + 4 * 29) + 3 * (20 + 4 * 29), 12 * 30),
+        # a second turn continues its own first answer; revisions share the bare prompt with first answers
+        ("rltf_sd", 3 * (20 + 8 * 29) + 12 * (192 + 29), 24 * 30),
+        ("rltf_fm", 3 * (20 + 4 * 29) + 12 * (192 + 29) + 12 * (192 + 64), 24 * 30),
+    ],
+)
+def test_every_row_of_a_rollout_counts(name: str, tokens: int, generated: int) -> None:
+    sizes = {"prompts_per_step": 3, "group_size": 4, "max_prompt_tokens": 20, "max_new_tokens": 30}
+    shrunk = [*(f"rollout.{key}={value}" for key, value in sizes.items()), "learner.updates_per_step=1"]
+    chosen = load_recipe(RECIPE.with_name(f"{name}.yaml"), shrunk)
+    assert packed_tokens(chosen)[0] == tokens
+    assert f"at most {generated} generated tokens (30 each)" in describe(chosen)
+
+
 def test_states_of_a_rank_follow_zero() -> None:
     shape = model_shape(recipe().policy)
     assert shape is not None
