@@ -180,7 +180,8 @@ class Teaching:
         objective = self.recipe.objective
         if not isinstance(objective, PolicyGradient) or objective.reduction != "token":
             return found, sampled
-        # a mean over tokens; should a correction weigh them after all, their gradient is computed anew
+        if objective.correction.kind != "none" and objective.correction.level == "sequence":
+            return found, sampled  # each token weighs as those before it say
         counts = torch.tensor([row.trained and row.distilled for row in batch.rows], device=batch.row.device)[batch.row]
         return [
             replace(one, weighed_alike=counts[one.positions]) if isinstance(one, HiddenComparison) else one

@@ -123,7 +123,7 @@ class Family:
     overrides: tuple[str, ...] = ()  # of that run
 
 
-# one SFT policy for all: it has seen the solution in sight, as OPSD and pi-Distill show it, and second turns
+# one SFT policy for all: it has seen the solution in sight, as OPSD and pi-Distill show it, second turns and critiques
 PREPARED = (
     "privileged={field: solution, template: '{question} {privileged} {question}', max_tokens: 48}",
     "stages.1.contexts=[bare, privileged, second_turn, critique]",

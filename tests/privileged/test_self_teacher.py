@@ -312,6 +312,22 @@ def test_a_training_step_computes_no_distribution_twice(
     torch.testing.assert_close(tiny.gradient(policy, lambda: found), want, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective__reduction": "sequence"},
+        {"objective__correction": {"kind": "truncate", "level": "sequence"}},
+    ],
+    ids=["reduction", "correction"],
+)
+def test_what_is_not_weighed_alike_is_not_announced(
+    make_recipe: Callable[..., Recipe], changes: dict[str, Any]
+) -> None:
+    teaching = Teaching(make_recipe(**changes), tiny.teacher_of(tiny.model()), {})
+    ((found,), _) = teaching.compare(tiny.batch_of(tiny.two_context_rows()))
+    assert isinstance(found, HiddenComparison) and found.weighed_alike is None
+
+
 def _by_group(rows: list[TrainRow]) -> list[list[TrainRow]]:
     return [[row for row in rows if row.group == group] for group in sorted({row.group for row in rows})]
 
