@@ -45,7 +45,8 @@ def _second_turn(recipe: Recipe, builder: PromptBuilder, prompt: Prompt) -> list
     """What follows a first answer that is wrong, and what the feedback is predicted from."""
     from reward.verdict import Verdict
     from rlkd.data.turns import TurnBuilder
-    from rlkd.recipe.coefficients import ConstantCoef
+    from rlkd.recipe.coefficients import always_zero
+    from rlkd.recipe.objectives import RltfObjective
     from rlkd.recipe.privileged import RuleFeedback
     from rlkd.rollout.feedback import Attempt, RuleCritic
 
@@ -60,7 +61,7 @@ def _second_turn(recipe: Recipe, builder: PromptBuilder, prompt: Prompt) -> list
     tokenizer = builder.tokenizer
     second = turns.second_prompt(prompt, (*turns.encode(attempt), tokenizer.eos_token_id), turns.fit(said)[0])
     parts = {"second turn, after a wrong answer": second}
-    if getattr(recipe.objective, "feedback_coef", None) != ConstantCoef(value=0.0):
+    if isinstance(recipe.objective, RltfObjective) and not always_zero(recipe.objective.feedback_coef):
         parts["the critic's prompt, continued with the feedback"] = turns.critic_prompt(prompt.example, attempt)
     return [""] + [
         f"{title}, {len(ids)} tokens\n" + "\n".join(f"  | {line}" for line in tokenizer.decode(ids).split("\n"))

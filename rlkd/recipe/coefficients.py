@@ -53,6 +53,16 @@ class LinearCoef(Section):
 CoefSchedule = Annotated[ConstantCoef | AnnealedCoef | SwitchedCoef | LinearCoef, Field(discriminator="kind")]
 
 
+def always_zero(coef: CoefSchedule) -> bool:
+    """Whether the weight is 0 at every step, so that its term need not be computed."""
+    match coef:
+        case ConstantCoef(value=value):
+            return value == 0
+        case SwitchedCoef(value=value, at=at):
+            return value == 0 or at == 0
+    return coef.start == coef.end == 0
+
+
 class ImportanceCorrection(Section):
     """Weight for the gap between the rollout engine's and the learner's probabilities of the same weights."""
 

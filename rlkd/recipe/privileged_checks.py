@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from rlkd.recipe.coefficients import always_zero
 from rlkd.recipe.models import RoutedTeachers, ScratchModel, TeacherSpec
 from rlkd.recipe.objectives import (
-    ConstantCoef,
     GroupAdvantage,
     OpdObjective,
     OpsdObjective,
@@ -200,10 +200,9 @@ def _shares(recipe: Recipe) -> Iterator[str]:
         ends = [getattr(share, name) for name in ("value", "start", "end") if hasattr(share, name)]
         if any(end > 1 for end in ends):
             yield f"objective.teacher_share: {ends} leaves [0, 1]"
-    if isinstance(objective, RltfObjective):
-        weights = (objective.self_distill_coef, objective.feedback_coef)
-        if all(isinstance(weight, ConstantCoef) and weight.value == 0 for weight in weights):
-            yield "objective: 'rltf' with self_distill_coef and feedback_coef both 0 is two-turn GRPO without a purpose"
+    taught = isinstance(objective, RltfObjective) and (objective.self_distill_coef, objective.feedback_coef)
+    if taught and all(map(always_zero, taught)):
+        yield "objective: 'rltf' with self_distill_coef and feedback_coef both 0 is two-turn GRPO without a purpose"
 
 
 CHECKS = (

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import platform
+import reprlib
 import shutil
 import subprocess
 import sys
@@ -200,7 +201,9 @@ def _differences(before: Any, after: Any, path: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         keys = dict.fromkeys([*before, *after])
         return [d for key in keys for d in _differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if before == after else [f"{path} ({before!r} -> {after!r})"]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [d for i, pair in enumerate(zip(before, after, strict=True)) for d in _differences(*pair, f"{path}.{i}")]
+    return [] if before == after else [f"{path} ({reprlib.repr(before)} -> {reprlib.repr(after)})"]
 
 
 def _versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rlkd.recipe import Recipe
-from rlkd.recipe.coefficients import ConstantCoef
+from rlkd.recipe.coefficients import always_zero
 from rlkd.recipe.objectives import GroupAdvantage, RltfObjective
 
 WINDOW = 5  # steps that a figure is averaged over
@@ -52,7 +52,7 @@ def _cap_leaves_the_teacher_in_place(recipe: Recipe, mean: Mean) -> str | None:
 
 def _revised_answers_are_better(recipe: Recipe, mean: Mean) -> str | None:
     objective, gain = recipe.objective, mean("revision_advantage")
-    if not isinstance(objective, RltfObjective) or objective.self_distill_coef == ConstantCoef(value=0.0):
+    if not isinstance(objective, RltfObjective) or always_zero(objective.self_distill_coef):
         return None
     if gain is None or gain >= 0:
         return None

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlkd.arithmetic import activation_bytes, describe, learner_state_bytes, model_shape, packed_tokens
+from rlkd.arithmetic import activation_bytes, describe, learner_state_bytes, packed_tokens
+from rlkd.models.shape import model_shape
 from rlkd.recipe import Recipe, load_recipe
 from rlkd.recipe.models import PretrainedModel, ScratchModel
 

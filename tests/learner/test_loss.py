@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlkd.learner.loss import Denominators, Signals, build_loss, coefficient
 from rlkd.learner.privileged_loss import ContextSignals
+from rlkd.recipe.coefficients import CoefSchedule, LinearCoef, always_zero
 from rlkd.recipe.objectives import (
     AnnealedCoef,
     ConstantCoef,
@@ -173,6 +174,26 @@ def test_coefficients_follow_the_recipe() -> None:
     assert [coefficient(paper, step) for step in (0, 40, 80, 280)] == pytest.approx([5e-3, 3e-3, 1e-3, 1e-3])
     assert [coefficient(SwitchedCoef(value=0.3, at=60), step) for step in (59, 60)] == [0.3, 0.0]
     assert coefficient(ALWAYS, 7) == 0.7
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ConstantCoef(value=0.0),
+        ConstantCoef(value=0.1),
+        SwitchedCoef(value=0.3, at=0),
+        SwitchedCoef(value=0.3, at=1),
+        SwitchedCoef(value=0.0, at=5),
+        AnnealedCoef(start=0.0, end=0.0, delta=0.1),
+        AnnealedCoef(start=0.1, end=0.0, delta=0.1),
+        LinearCoef(start=0.0, end=0.0, steps=3),
+        LinearCoef(start=0.0, end=0.2, steps=3),
+        LinearCoef(start=0.2, end=0.0, steps=3),
+    ],
+    ids=repr,
+)
+def test_a_term_is_left_out_only_if_no_step_weighs_it(schedule: CoefSchedule) -> None:
+    assert always_zero(schedule) == all(coefficient(schedule, step) == 0 for step in range(8))
 
 
 def figure(kind: object, given: Signals, name: str) -> float:

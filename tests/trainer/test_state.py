@@ -158,6 +158,16 @@ def test_work_is_not_thrown_away_for_another_recipe(tmp_path: Path, recipe: Reci
     assert part.exists()
 
 
+def test_a_setting_deep_inside_is_named_alone(tmp_path: Path, recipe: Recipe) -> None:
+    first = RunFolder.open(tmp_path / "run", recipe, resume=False)
+    (first.path / "metrics.jsonl").touch()
+    first.lock.release()
+    other = load_recipe(ROOT / "recipes" / "kdrl.yaml", ["stages.0.steps=70", "description=" + "long " * 100])
+    with pytest.raises(CheckpointError) as error:
+        RunFolder.open(tmp_path / "run", other, resume=False)
+    assert f"these keys differ: stages.0.steps ({recipe.stages[0].steps} -> 70). Write" in str(error.value)
+
+
 def test_finished_runs_and_strangers_are_not_overwritten(tmp_path: Path, recipe: Recipe) -> None:
     first = RunFolder.open(tmp_path / "run", recipe, resume=False)
     write_json(tmp_path / "run" / "summary.json", {"status": "finished"})
