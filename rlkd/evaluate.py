@@ -57,7 +57,8 @@ def summarise(groups: Sequence[RolloutGroup], verdicts: Sequence[Verdict], judge
 
     Returns: ``pass@1`` (mean over problems of their mean score), ``ci95``, ``n`` problems, and for N > 1 samples
         ``pass@k`` (k = 2, 4, ... and N; at least one score of 1) and ``maj@N``; ``truncated``, ``abstained``,
-        ``mean_tokens`` and accuracy by ``length_buckets``. A problem with fewer than k judged samples is not in pass@k.
+        ``mean_tokens`` and accuracy by ``length_buckets``. A problem with fewer than k judged samples is not in pass@k;
+        a verifier that accepts without saying which answer it read leaves nothing to vote on, and no ``maj@N``.
     """
     per_problem, majority, lengths = [], [], []
     judged_right: list[tuple[int, int]] = []  # of each problem: judged samples, right ones
@@ -94,7 +95,8 @@ def summarise(groups: Sequence[RolloutGroup], verdicts: Sequence[Verdict], judge
     for k in sorted({samples, *(2**power for power in range(1, samples.bit_length()))} - {1}):
         if enough := [pass_at_k(count, right, k) for count, right in judged_right if count >= k]:
             summary[f"pass@{k}"] = sum(enough) / len(enough)
-    if samples > 1:
+    unnamed = any((verdict.score or 0.0) > 0.0 and verdict.parsed is None for verdict in verdicts)
+    if samples > 1 and not unnamed:
         summary[f"maj@{samples}"] = sum(majority) / max(1, n)
     return summary
 

@@ -88,6 +88,14 @@ def test_an_empty_wrong_answer_votes_for_itself() -> None:
     assert summarise([group("a", [1] * 5)], [RIGHT, RIGHT, silent, silent, silent], unasked)["maj@5"] == 0.0
 
 
+def test_no_majority_among_answers_that_the_verifier_does_not_name() -> None:
+    accepted, unnamed = Verdict.graded(1.0), Verdict.graded(0.0)  # what a plain bool or float becomes
+    found = summarise([group("a", [1] * 3)], [accepted, accepted, unnamed], unasked)
+    assert found["pass@3"] == 1.0
+    assert "maj@3" not in found
+    assert summarise([group("a", [1] * 3)], [unnamed] * 3, unasked)["maj@3"] == 0.0  # nothing to win
+
+
 def test_pass_at_k_leaves_out_problems_with_fewer_judged_samples() -> None:
     lost = Verdict.abstain("timeout")
     groups = [group("a", [1] * 4), group("b", [1] * 4)]
