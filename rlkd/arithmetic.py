@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rlkd.cluster.hardware import Hardware, gpu_need, gpu_share, gpus_in_words, placements, weights_transport
+from rlkd.cluster.fit import gpu_need, gpu_share, gpus_in_words, placements, weights_transport
+from rlkd.cluster.hardware import Hardware
 from rlkd.launch import Launch
 from rlkd.models.shape import Shape, model_shape
 from rlkd.recipe import Recipe

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from rlkd.cluster.hardware import gpus_in_words
+from rlkd.cluster.fit import gpus_in_words
 from rlkd.errors import RecipeError
 from rlkd.launch import Launch
 from rlkd.recipe import Recipe

@@ -46,7 +46,7 @@ def start_head(launch: Launch, *, deadline_s: float = START_DEADLINE_S) -> Itera
     host = _reachable(socket.gethostbyname(str(launch.head)))
     address = f"{host}:{_free_port()}"
     token = secrets.token_hex(32)  # Ray lets in who has it; without one every machine would invent its own
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    _authenticate(token)
     process, log = _ray_start(
         "--head", "--include-dashboard=false", f"--node-ip-address={host}", f"--port={address.rpartition(':')[2]}"
     )
@@ -76,7 +76,7 @@ def join_and_wait(launch: Launch, *, deadline_s: float = START_DEADLINE_S) -> No
             f"machine {launch.node} of {launch.nodes}: the driver at {launch.head}:{launch.port} opened no Ray cluster "
             f"within {deadline_s:.0f} s ({type(error).__name__}); see the log of machine 0"
         ) from error
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    _authenticate(token)
     process, log = _ray_start(f"--address={address}")
     try:
         while not _done(store):
@@ -89,6 +89,15 @@ def join_and_wait(launch: Launch, *, deadline_s: float = START_DEADLINE_S) -> No
             time.sleep(_POLL_S)
     finally:
         _end(process)
+
+
+def _authenticate(token: str) -> None:
+    """For this process and its children. Ray read its settings when it was imported, and must be told to look again."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _store(launch: Launch, deadline_s: float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -25,7 +26,8 @@ def free_port() -> int:
 
 
 def launch_both(*arguments: str) -> list[tuple[int, str]]:
-    port = free_port()
+    """In a fresh shell's environment: ``ray.init`` in a test before this one leaves its authentication mode behind."""
+    port, shell = free_port(), {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     machines = [
         subprocess.Popen(
             [
@@ -36,6 +38,7 @@ def launch_both(*arguments: str) -> list[tuple[int, str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=shell,
         )
         for rank in (0, 1)
     ]

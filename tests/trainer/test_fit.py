@@ -8,7 +8,7 @@ import pytest
 
 from rlkd import train
 from rlkd.cluster import Hardware, check_fit, gpu_share, settle, sharing, teachers_beside, weights_transport
-from rlkd.cluster.hardware import gpus_in_words
+from rlkd.cluster.fit import gpus_in_words
 from rlkd.errors import RecipeError
 from rlkd.recipe import Recipe, load_recipe
 
