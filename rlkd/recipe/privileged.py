@@ -162,7 +162,11 @@ class AlmObjective(Section):
 
     kind: Literal["alm"] = "alm"
     temperature: Annotated[float, Field(gt=0)] = 5.0
-    divergence: Literal["kl", "cross_entropy", "total_variation"] = "kl"
+    divergence: Literal["kl", "cross_entropy", "total_variation"] = Field(
+        default="kl",
+        description="kl is published, for given texts; on the policy's own samples its slope in the log-likelihood is "
+        "(p_policy - p_teacher) / (1 - p_policy), unbounded where the policy is sure; total_variation's is at most 1",
+    )
     debias: Fraction | None = Field(
         default=None,
         description="outcome-chunk debiasing: each side's likelihood of a piece includes that the piece is over there; "
