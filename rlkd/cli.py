@@ -41,6 +41,9 @@ def train(
     if launch.role == "join":
         from rlkd.cluster.joining import join_and_wait
 
+        typer.echo(
+            f"machine {launch.node} of {launch.nodes}: lends itself to the driver at {launch.head}, which shows the run"
+        )
         join_and_wait(launch)
         return
     loaded = load_recipe(recipe, overrides or ())
