@@ -127,14 +127,14 @@ def alm(
 
     Returns: [C], >= 0 (kl, total_variation); average over chunks with a global denominator. A chunk that the teacher
         rules out (-inf) counts with its limit; one that only the policy rules out is inf.
-    Gradient: through the policy; 0 when both agree. At T = 1 kl's in the log-likelihood is (pS - pT) / (1 - pS), which grows
-        without bound where the policy is sure, total_variation's +-pS. kl has its limit at T -> inf:
+    Gradient: through the policy; 0 when both agree. In its log-likelihood at T = 1 it is (pS - pT) / (1 - pS) of kl,
+        without bound where the policy is sure, and +-pS of total_variation. kl has its limit at T -> inf:
         (1/T) [(lT - lS) + lT log(lS / lT)] with the chunks' log-likelihoods.
     Raises: NumericsError when shapes, dtypes or settings don't fit, or a log-likelihood is above 0.
     Source: ALM (2503.20083) Eq 5-9; tokenkit losses.py.
     Differs: log-likelihoods are moved 1e-6 below 0 only where they are closer (published code moves all).
-    Tested: test_alm_by_hand, test_alm_gradient_vanishes_at_the_teacher, test_alm_high_temperature_limit,
-        test_alm_of_impossible_chunks, test_alm_of_two_real_tokenizers
+    Tested: test_alm_by_hand, test_alm_slopes, test_alm_gradient_vanishes_at_the_teacher,
+        test_alm_high_temperature_limit, test_alm_of_impossible_chunks, test_alm_of_two_real_tokenizers
     """
     require_floats(
         policy_chunks=policy_chunks,

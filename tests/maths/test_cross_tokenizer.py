@@ -102,6 +102,19 @@ def test_alm_gradcheck(divergence: str) -> None:
     assert torch.autograd.gradcheck(function, double(-1.0, -4.0, -20.0).requires_grad_())
 
 
+def test_alm_slopes() -> None:
+    """Of kl without bound where the policy is sure; of total variation the likelihood itself."""
+    policy, teacher = torch.tensor([0.999, 0.2], dtype=torch.float64), torch.tensor([0.9, 0.6], dtype=torch.float64)
+    for divergence, expected in (
+        ("kl", (policy - teacher) / (1 - policy)),
+        ("total_variation", policy * (policy - teacher).sign()),
+    ):
+        logprobs = policy.log().requires_grad_()
+        values = alm(policy_chunks=logprobs, teacher_chunks=teacher.log(), temperature=1.0, divergence=divergence)  # type: ignore[arg-type]
+        (slope,) = torch.autograd.grad(values.sum(), logprobs)
+        torch.testing.assert_close(slope, expected, rtol=1e-9, atol=0.0)
+
+
 def test_alm_gradient_vanishes_at_the_teacher() -> None:
     policy = double(-1e-9, -1.0, -400.0, 0.0).requires_grad_()
     values = alm(policy_chunks=policy, teacher_chunks=policy)
