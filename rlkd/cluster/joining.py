@@ -93,7 +93,7 @@ def join_and_wait(launch: Launch, *, deadline_s: float = START_DEADLINE_S) -> No
 
 def _authenticate(token: str) -> None:
     """For this process and its children. Ray read its settings when it was imported, and must be told to look again."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, no stubs
 
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
     Config.initialize("")
