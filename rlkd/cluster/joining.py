@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.cluster.hardware import usable_cpus
+from rlkd.cluster.ray_cluster import NODE_SETTINGS
 from rlkd.errors import ClusterError
 from rlkd.launch import Launch, end_with_parent, outside
 
@@ -148,7 +149,7 @@ def _ray_start(*arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
         *(f"--num-cpus={usable_cpus()}", *arguments),
     ]
     # A folder of its own: Ray notes "the current cluster" in its folder, and other programs here would connect to ours.
-    environment = {**outside(os.environ), "RAY_TMPDIR": str(folder), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment = {**NODE_SETTINGS, **outside(os.environ), "RAY_TMPDIR": str(folder)}
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=environment, start_new_session=True, preexec_fn=end_with_parent

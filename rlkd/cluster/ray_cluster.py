@@ -117,6 +117,12 @@ def _outside_the_launch() -> Iterator[None]:
         os.environ.update({name: value for name, value in kept.items() if name not in os.environ})
 
 
+NODE_SETTINGS = {  # of every Ray node that rlkd starts; the environment's own come first
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # workers are the job; Ray would run them at nice 15
+}
+
+
 @dataclass
 class Cluster:
     """A Ray cluster that this run started, or joined through RAY_ADDRESS or the launcher."""
@@ -134,9 +140,8 @@ class Cluster:
         address = os.environ.get("RAY_ADDRESS", "local")
         own = {"num_cpus": usable_cpus(), "include_dashboard": False}
         options: dict[str, Any] = own if address == "local" else {}
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_worker_niceness", "0")  # workers are the job; Ray would run them at nice 15
-        # "local": never slip into a cluster that another run of this machine has open.
+        for name, value in NODE_SETTINGS.items():
+            os.environ.setdefault(name, value)
         with _outside_the_launch():
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **options)
         total = ray.cluster_resources()
